@@ -1,0 +1,1 @@
+"""Bundled networks, their weights and the script that trained them."""

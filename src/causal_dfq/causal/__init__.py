@@ -1,0 +1,1 @@
+"""The structural causal model and the losses defined on it."""

@@ -1,0 +1,105 @@
+"""Everything a user can choose, typed, validated and serializable."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from causal_dfq.errors import ConfigError
+
+FLOAT_BITS = 32
+Protocol = Literal["deploy", "gdfq", "genie"]
+Effort = Literal["fast", "balanced", "best"]
+
+
+@dataclass(frozen=True)
+class BitWidths:
+    """Bits of weights and activations: 2 to 8, or 32 for tensors that stay in floating point."""
+
+    weight: int
+    activation: int
+
+    @classmethod
+    def parse(cls, text: str) -> BitWidths:
+        """Reads "w4a4", "w2a8", "w4a32".
+
+        Raises:
+            ConfigError: the text has another form, or a width is neither 2 to 8 nor 32.
+        """
+        match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
+        if match is None:
+            raise ConfigError(
+                f"bits {text!r} are not understood: write them like w4a4, weights first, then activations"
+            )
+        widths = cls(int(match[1]), int(match[2]))
+        for name, width in (("weight", widths.weight), ("activation", widths.activation)):
+            if width != FLOAT_BITS and not 2 <= width <= 8:
+                raise ConfigError(
+                    f"bits {text!r}: {name} width {width} is not possible; use 2 to 8, or 32 to leave them in float"
+                )
+        return widths
+
+    def __str__(self) -> str:
+        return f"w{self.weight}a{self.activation}"
+
+
+class Options(BaseModel):
+    """The choices that define a run; with the network they determine every number of its result.
+
+    `input_shape` is (C, H, W); `mean` and `std` are the normalization of pixels in [0, 1], one value
+    a channel: they tell which inputs a picture can have.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: str = "w4a4"
+    protocol: Protocol = "deploy"
+    effort: Effort = "balanced"
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @field_validator("bits")
+    @classmethod
+    def _bits_can_be_parsed(cls, bits: str) -> str:
+        try:
+            return str(BitWidths.parse(bits))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("input_shape")
+    @classmethod
+    def _shape_is_positive(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(shape) < 1:
+            raise ValueError(f"input shape {'x'.join(map(str, shape))} has a side below 1")
+        return shape
+
+    @model_validator(mode="after")
+    def _normalization_fits(self) -> Options:
+        channels = self.input_shape[0]
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or neither")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != channels:
+                raise ValueError(f"{name} has {len(values)} values, but the input has {channels} channels")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        return self
+
+    @property
+    def widths(self) -> BitWidths:
+        """The parsed bit widths."""
+        return BitWidths.parse(self.bits)
+
+    @property
+    def pixel_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Normalized values of a black and of a white pixel, by channel; None where unknown."""
+        if self.mean is None or self.std is None:
+            return None
+        low = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        high = tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        return low, high

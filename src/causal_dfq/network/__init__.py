@@ -1,0 +1,1 @@
+"""From the reference a user gives to a graph of tensor operations."""

@@ -1,0 +1,1 @@
+"""Fake quantization: the function, its initial ranges and its placement."""

@@ -1,0 +1,1 @@
+"""Images from what the network itself knows."""

@@ -1,0 +1,1 @@
+"""The alternation of generator and quantized network, its finish and its checkpoints."""
