@@ -1,0 +1,92 @@
+"""BatchNorm folded into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from causal_dfq.network.operations import BATCH_NORM, attribute, is_weight_layer, weight_layer_nodes
+
+LAYERS = "layers"
+
+
+def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the captured graph in which every weight layer owns its weight and bias.
+
+    The layer called `node` reads `layers.node.weight` and `layers.node.bias`; a BatchNorm that is the
+    only reader of a layer is folded into it. A weight used by two layers becomes two.
+    """
+    folded = fx.GraphModule(module, copy.deepcopy(module.graph))
+    layers = nn.Module()
+    for node in weight_layer_nodes(folded.graph):
+        weight, bias = _weight_and_bias(folded, node)
+        norm = _following_norm(node)
+        if norm is not None:
+            weight, bias = _absorb(folded, norm, weight, bias)
+            norm.replace_all_uses_with(node)
+            folded.graph.erase_node(norm)
+        layers.add_module(node.name, _layer(weight, bias))
+        _read_own_parameters(folded, node)
+    folded.add_module(LAYERS, layers)
+    for node in weight_layer_nodes(folded.graph):
+        node.meta["val"] = node.meta["val"].float()
+    folded.graph.eliminate_dead_code()
+    return fx.GraphModule(folded, folded.graph)
+
+
+def _weight_and_bias(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
+    weight = attribute(module, str(node.args[1].target))  # type: ignore[union-attr]
+    bias_node = node.args[2] if len(node.args) > 2 else None
+    if isinstance(bias_node, fx.Node):
+        return weight.detach().clone(), attribute(module, str(bias_node.target)).detach().clone()
+    return weight.detach().clone(), torch.zeros(weight.shape[0])
+
+
+def _following_norm(node: fx.Node) -> fx.Node | None:
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return user if user.op == "call_function" and user.target == BATCH_NORM else None
+
+
+def norm_affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """The multiplier and the offset, each (C,), that a BatchNorm in evaluation mode applies."""
+    gamma, beta, mean, variance = (
+        attribute(module, str(argument.target)) if isinstance(argument, fx.Node) else None
+        for argument in norm.args[1:5]
+    )
+    assert mean is not None
+    assert variance is not None
+    epsilon = float(norm.args[7])  # type: ignore[arg-type]
+    multiplier = torch.rsqrt(variance.double() + epsilon)
+    if gamma is not None:
+        multiplier = multiplier * gamma.double()
+    offset = -mean.double() * multiplier
+    if beta is not None:
+        offset = offset + beta.double()
+    return multiplier.detach(), offset.detach()
+
+
+def _absorb(module: fx.GraphModule, norm: fx.Node, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    multiplier, offset = norm_affine(module, norm)
+    shape = (-1,) + (1,) * (weight.ndim - 1)
+    return (weight.double() * multiplier.view(shape)).float(), (bias.double() * multiplier + offset).float()
+
+
+def _layer(weight: Tensor, bias: Tensor) -> nn.Module:
+    layer = nn.Module()
+    if weight.ndim == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    layer.weight = nn.Parameter(weight)
+    layer.bias = nn.Parameter(bias)
+    return layer
+
+
+def _read_own_parameters(module: fx.GraphModule, node: fx.Node) -> None:
+    assert is_weight_layer(node)
+    with module.graph.inserting_before(node):
+        weight = module.graph.create_node("get_attr", f"{LAYERS}.{node.name}.weight")
+        bias = module.graph.create_node("get_attr", f"{LAYERS}.{node.name}.bias")
+    node.args = (node.args[0], weight, bias, *node.args[3:])

@@ -1,0 +1,97 @@
+"""Which tensor operations a captured graph can hold, by what they mean for quantization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding})
+LINEAR = aten.linear.default
+WEIGHT_LAYERS = CONVOLUTIONS | {LINEAR}
+BATCH_NORM = aten.batch_norm.default
+CONCATENATION = aten.cat.default
+
+# A runtime clips inside the layer before: nothing is rounded between the two.
+CLIPPING_ACTIVATIONS = frozenset(
+    {aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.relu6.default}
+)
+ACTIVATIONS = CLIPPING_ACTIVATIONS | {
+    aten.hardswish.default,
+    aten.silu.default,
+    aten.gelu.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.prelu.default,
+    aten.mish.default,
+}
+# The values of the result are values of the argument, or zeros.
+VALUE_PRESERVING_NAMES = frozenset(
+    "reshape view flatten permute transpose contiguous slice select pad constant_pad_nd max_pool2d chunk split "
+    "split_with_sizes getitem squeeze unsqueeze clone expand upsample_nearest2d pixel_shuffle channel_shuffle "
+    "unflatten narrow t numpy_T max_pool1d adaptive_max_pool2d unbind detach alias".split()
+)
+
+
+def operation_name(node: fx.Node) -> str:
+    """The short name of a call: "conv2d", "add", "getitem"; "" for other nodes."""
+    if node.op != "call_function":
+        return ""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", ""))
+
+
+def is_weight_layer(node: fx.Node) -> bool:
+    """Whether the node is a convolution or a linear layer."""
+    return node.op == "call_function" and node.target in WEIGHT_LAYERS
+
+
+def is_value_preserving(node: fx.Node) -> bool:
+    """Whether the node only moves, drops or repeats values."""
+    return operation_name(node) in VALUE_PRESERVING_NAMES
+
+
+def has_float_value(node: fx.Node) -> bool:
+    """Whether the node's result is a floating-point tensor."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def attribute(module: torch.nn.Module, target: str) -> Any:
+    """The parameter, buffer or submodule of a dotted name."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def batch_norm_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The BatchNorm calls, in order."""
+    return [node for node in graph.nodes if node.op == "call_function" and node.target == BATCH_NORM]
+
+
+def weight_layer_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The convolutions and linear layers, in order."""
+    return [node for node in graph.nodes if is_weight_layer(node)]
+
+
+def module_path(node: fx.Node) -> str:
+    """Where in the user's network the node comes from: "layer1.0.conv1"."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]) if paths and paths[-1] else node.name
+
+
+def with_outputs(module: fx.GraphModule, names: list[str]) -> fx.GraphModule:
+    """A view of the graph that returns (logits, [value of each named node]); parameters are shared."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    logits = graph.graph_copy(module.graph, copies)
+    by_name = {original.name: copy for original, copy in copies.items()}
+    graph.output((logits, [by_name[name] for name in names]))
+    view = fx.GraphModule(module, graph)
+    view.train(module.training)
+    return view

@@ -1,0 +1,110 @@
+"""The quantizers that stand in a graph: on activations, on trained weights, on finished weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from causal_dfq.quantizer.affine import dequantize, fake_quantize, integer_range, learned_fake_quantize, quantize
+from causal_dfq.quantizer.ranges import activation_range, channel_view, weight_min_max, weight_scale
+
+
+class ActivationQuantizer(nn.Module):
+    """Static, per tensor, unsigned with a zero point; the step size is learned through its logarithm.
+
+    The logarithm makes a learning rate mean the same relative change in every layer [ours].
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.zero_point = nn.Parameter(torch.zeros(()))
+
+    @property
+    def scale(self) -> Tensor:
+        """The step size, a scalar."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def set_range(self, scale: float, zero_point: float) -> None:
+        """Sets the grid; a zero point at the lowest code stays there, since nothing is negative."""
+        self.log_scale.fill_(scale).log_()
+        self.zero_point.fill_(zero_point)
+        self.zero_point.requires_grad_(zero_point > 0)
+
+    def calibrate(self, values: Tensor) -> None:
+        """Sets the grid of least squared error on observed values of any shape."""
+        self.set_range(*activation_range(values, self.bits))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape -> the same, on the grid."""
+        lowest, highest = integer_range(self.bits, is_signed=False)
+        return learned_fake_quantize(values, self.scale, self.zero_point, lowest, highest)
+
+    @torch.no_grad()
+    def freeze(self) -> FrozenActivationQuantizer:
+        """The finished quantizer, with an integer zero point."""
+        lowest, highest = integer_range(self.bits, is_signed=False)
+        zero_point = self.zero_point.round().clamp(lowest, highest)
+        return FrozenActivationQuantizer(self.scale, zero_point, self.bits)
+
+
+class FrozenActivationQuantizer(nn.Module):
+    """A finished activation quantizer: scale and zero point are scalars, codes run from 0."""
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("zero_point", zero_point.detach().clone())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape -> the same, on the grid."""
+        lowest, highest = integer_range(self.bits, is_signed=False)
+        return fake_quantize(values, self.scale, self.zero_point, lowest, highest)
+
+
+class WeightQuantizer(nn.Module):
+    """Per output channel and signed; the step sizes are learned through their logarithms [ours]."""
+
+    def __init__(self, weight: Tensor, bits: int, is_symmetric: bool) -> None:
+        super().__init__()
+        self.bits = bits
+        if is_symmetric:
+            scale, zero_point = weight_scale(weight, bits), torch.zeros(weight.shape[0])
+        else:
+            scale, zero_point = weight_min_max(weight, bits)
+        self.log_scale = nn.Parameter(channel_view(weight, scale.log()))
+        self.register_buffer("zero_point", channel_view(weight, zero_point))
+
+    @property
+    def scale(self) -> Tensor:
+        """Step sizes (O, 1, ...)."""
+        return self.log_scale.exp()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Weight (O, ...) -> the same, on the grid of each channel."""
+        return learned_fake_quantize(weight, self.scale, self.zero_point, *integer_range(self.bits, True))
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> IntegerWeight:
+        """The finished weight in integers."""
+        lowest, highest = integer_range(self.bits, is_signed=True)
+        codes = quantize(weight, self.scale, self.zero_point, lowest, highest)
+        return IntegerWeight(codes.to(torch.int8), self.scale, self.zero_point.to(torch.int8), self.bits)
+
+
+class IntegerWeight(nn.Module):
+    """A finished weight: int8 codes (O, ...), scales and zero points (O, 1, ...)."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self) -> Tensor:
+        """The real weight that the codes stand for, float32."""
+        return dequantize(self.codes.float(), self.scale, self.zero_point.float())

@@ -1,0 +1,75 @@
+"""Initial scales and zero points: the grid that costs the least squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from causal_dfq.quantizer.affine import fake_quantize, integer_range
+
+SMALLEST_SCALE = 1e-8
+SAMPLED_VALUES = 65536
+_WEIGHT_SHRINKS = 80
+_ACTIVATION_SHRINKS = 24
+
+
+def channel_view(weight: Tensor, per_channel: Tensor) -> Tensor:
+    """(O,) shaped to broadcast against a weight (O, ...)."""
+    return per_channel.view((-1,) + (1,) * (weight.ndim - 1))
+
+
+def weight_scale(weight: Tensor, bits: int) -> Tensor:
+    """Scales (O,) of a symmetric signed grid per output channel, by search over shrunk maxima."""
+    lowest, highest = integer_range(bits, is_signed=True)
+    rows = weight.detach().flatten(1)
+    full = rows.abs().amax(1).clamp_min(SMALLEST_SCALE * highest) / highest
+    best_scale, best_error = full.clone(), torch.full_like(full, torch.inf)
+    zero = torch.zeros(())
+    # Up to 1.1: the lowest code reaches one step further than the highest.
+    for shrink in torch.linspace(0.3, 1.1, _WEIGHT_SHRINKS).tolist():
+        scale = full * shrink
+        error = (fake_quantize(rows, scale[:, None], zero, lowest, highest) - rows).square().sum(1)
+        is_better = error < best_error
+        best_scale = torch.where(is_better, scale, best_scale)
+        best_error = torch.where(is_better, error, best_error)
+    return best_scale
+
+
+def weight_min_max(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales and zero points, each (O,), of an asymmetric signed grid from minimum to maximum."""
+    lowest, highest = integer_range(bits, is_signed=True)
+    rows = weight.detach().flatten(1)
+    low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+    scale = ((high - low) / (highest - lowest)).clamp_min(SMALLEST_SCALE)
+    zero_point = torch.round(lowest - low / scale).clamp(lowest, highest)
+    return scale, zero_point
+
+
+def affine_from_bounds(low: float, high: float, bits: int) -> tuple[float, float]:
+    """Scale and zero point of the unsigned grid that spans [low, high] and holds 0 exactly."""
+    _, highest = integer_range(bits, is_signed=False)
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / highest, SMALLEST_SCALE)
+    return scale, float(min(max(round(-low / scale), 0), highest))
+
+
+def activation_range(values: Tensor, bits: int) -> tuple[float, float]:
+    """Scale and zero point of the unsigned grid for observed values, by search over shrunk ends.
+
+    A tensor without negative values keeps zero point 0.
+    """
+    lowest, highest = integer_range(bits, is_signed=False)
+    values = values.detach().float().flatten()
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    # An even stride keeps the sample the same for the same values, and the ends are known already.
+    values = values[:: max(1, len(values) // SAMPLED_VALUES)]
+    shrinks = torch.linspace(0.1, 1.0, _ACTIVATION_SHRINKS).tolist()
+    best, best_error = affine_from_bounds(low, high, bits), float("inf")
+    for low_shrink in shrinks if low < 0 else [1.0]:
+        for high_shrink in shrinks:
+            scale, zero_point = affine_from_bounds(low * low_shrink, high * high_shrink, bits)
+            rounded = fake_quantize(values, torch.tensor(scale), torch.tensor(zero_point), lowest, highest)
+            error = float((rounded - values).square().sum())
+            if error < best_error:
+                best, best_error = (scale, zero_point), error
+    return best

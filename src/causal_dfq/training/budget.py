@@ -1,0 +1,58 @@
+"""How much work an effort allows, and the weights of the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from causal_dfq.config import Effort
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps of each phase. `effort` chooses one; nothing else depends on it.
+
+    A warm-up step trains the generator once. An equilibrium step trains the generator once, then the
+    quantized network `student_steps` times. A finish step trains the quantized network once.
+    """
+
+    warmup_steps: int
+    equilibrium_steps: int
+    finish_steps: int
+    student_steps: int = 3
+
+
+BUDGETS: dict[Effort, Budget] = {
+    "fast": Budget(warmup_steps=60, equilibrium_steps=5, finish_steps=30),
+    "balanced": Budget(warmup_steps=160, equilibrium_steps=60, finish_steps=300),
+    "best": Budget(warmup_steps=400, equilibrium_steps=400, finish_steps=2000),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Batch sizes, loss weights and learning rates, the same for every network and effort.
+
+    Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
+    units of the layer's mean step size, those of step sizes are relative, those of zero points are in
+    codes.
+    """
+
+    generator_contents: int = 64
+    student_contents: int = 32
+    styles: int = 2
+    generator_lr: float = 2e-3
+    class_weight: float = 1.0
+    statistics_weight: float = 10.0
+    invariance_weight: float = 0.5
+    diversity_weight: float = 0.2
+    adversarial_weight: float = 0.0
+    weight_lr: float = 0.01
+    bias_lr: float = 0.01
+    step_size_lr: float = 3e-3
+    zero_point_lr: float = 0.01
+    temperature: float = 2.0
+    matching_weight: float = 1.0
+    feature_weight: float = 1.0
+    discrepancy_weight: float = 0.1
+    contrastive_weight: float = 0.02
+    contrastive_tau: float = 0.1

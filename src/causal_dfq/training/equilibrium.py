@@ -1,0 +1,263 @@
+"""Generator and quantized network in turn, towards the equilibrium of their intervened distributions.
+
+    warm-up       G alone: images that P takes for its training images
+    equilibrium   G, then Q, in turn
+    finish        Q alone, its learning rate falling to zero
+
+[paper] the method approaches an equilibrium of causality-driven intervened distributions; [ours] this
+schedule. Near the equilibrium Q's style sensitivity has come down to P's and the interventional
+discrepancy is flat: both are measured in every student step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from causal_dfq.causal.discrepancy import (
+    contrastive_discrepancy,
+    interventional_discrepancy,
+    matching_discrepancy,
+    style_sensitivity,
+)
+from causal_dfq.causal.graph import (
+    CONTENT,
+    IMAGE,
+    PRETRAINED,
+    STYLE,
+    StructuralCausalModel,
+    image_model,
+    style_interventions,
+)
+from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
+from causal_dfq.synthesis.generator import (
+    STYLE_SIZE,
+    VARIATION_SIZE,
+    ContentStyleGenerator,
+    initialize,
+    style_diversity_loss,
+)
+from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
+from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.views import NetworkViews
+
+Metrics = dict[str, float]
+WARMUP, EQUILIBRIUM, FINISH = "warm-up", "equilibrium", "finish"
+CALIBRATION_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where a step stands: its phase, and the position in it from 0 to 1."""
+
+    name: str
+    position: float
+
+
+class Equilibrium:
+    """The state of a run, one step at a time.
+
+    Every random draw comes from `random`; the learning rates are functions of the step. The state
+    dictionary therefore holds all that the next step depends on.
+    """
+
+    def __init__(
+        self,
+        views: NetworkViews,
+        image_shape: tuple[int, int, int],
+        pixel_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None,
+        budget: Budget,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.budget, self.recipe, self.device = budget, recipe, device
+        self.views = views.to(device)
+        self.quantized = self.views.quantized
+        self.random = torch.Generator().manual_seed(seed)
+        self.generator = ContentStyleGenerator(views.classes, image_shape, pixel_bounds)
+        initialize(self.generator, self.random)
+        self.generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.pixel_bounds = pixel_bounds
+        self.statistics = [
+            (mean.to(device), variance.to(device)) for mean, variance in running_statistics(views.captured)
+        ]
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=(0.5, 0.99))
+        self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe))
+        self.model: StructuralCausalModel = image_model(
+            views.classes,
+            VARIATION_SIZE,
+            STYLE_SIZE,
+            self.generator,
+            self.views.pretrained_logits,
+            self.views.quantized_logits,
+            device,
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases together."""
+        return self.budget.warmup_steps + self.budget.equilibrium_steps + self.budget.finish_steps
+
+    def phase(self, step: int) -> Phase:
+        """The phase of a step, counted from 0."""
+        for name, length in (
+            (WARMUP, self.budget.warmup_steps),
+            (EQUILIBRIUM, self.budget.equilibrium_steps),
+            (FINISH, self.budget.finish_steps),
+        ):
+            if step < length:
+                return Phase(name, step / length)
+            step -= length
+        raise ValueError(f"step lies {step} beyond the last one")
+
+    def run_step(self, step: int) -> Metrics:
+        """One step of the algorithm; returns its losses and measured quantities."""
+        phase = self.phase(step)
+        if phase.name == WARMUP:
+            return self._train_generator(self._generator_rate(phase))
+        if step == self.budget.warmup_steps:
+            self._calibrate()
+        if phase.name == EQUILIBRIUM:
+            metrics = self._train_generator(self._generator_rate(phase))
+            for _ in range(self.budget.student_steps):
+                metrics |= self._train_student(1.0)
+            return metrics
+        return self._train_student(0.5 * (1 + math.cos(math.pi * phase.position)))
+
+    def _generator_rate(self, phase: Phase) -> float:
+        if phase.name == EQUILIBRIUM:
+            return 0.3
+        return 1.0 if phase.position < 0.5 else 1.0 - 1.4 * (phase.position - 0.5)
+
+    def _interventions(self, contents: int) -> tuple[StructuralCausalModel, Tensor]:
+        """Fresh contents under M styles: the intervened model, and its images (M * N, C, H, W)."""
+        content = self.model.sample(CONTENT, contents, self.random)
+        intervened = style_interventions(self.model, content, self.recipe.styles, self.random)
+        with self.views.autocast():
+            images = intervened.sample(IMAGE, contents, self.random)
+        return intervened.do(image=images), images
+
+    def _by_style(self, values: Tensor) -> Tensor:
+        """(M * N, ...) -> (M, N, ...)."""
+        return values.unflatten(0, (self.recipe.styles, -1))
+
+    def _train_generator(self, rate: float) -> Metrics:
+        recipe = self.recipe
+        _set_rate(self.generator_optimizer, rate * recipe.generator_lr)
+        intervened, images = self._interventions(recipe.generator_contents)
+        labels = intervened.sample(CONTENT, 0, self.random).labels
+        style = intervened.sample(STYLE, 0, self.random)
+        logits, features = self.views.statistics_view(images)
+        class_loss = nn.functional.cross_entropy(logits, labels)
+        statistics_loss = statistics_distance(features, self.statistics)
+        invariance_loss = style_sensitivity(self._by_style(logits))
+        diversity_loss = style_diversity_loss(self._by_style(images), self._by_style(style))
+        loss = (
+            recipe.class_weight * class_loss
+            + recipe.statistics_weight * statistics_loss
+            + recipe.invariance_weight * invariance_loss
+            + recipe.diversity_weight * diversity_loss
+        )
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.generator_optimizer.step()
+        return {
+            "generator_loss": float(loss),
+            "class_loss": float(class_loss),
+            "statistics_loss": float(statistics_loss),
+            "invariance_loss": float(invariance_loss),
+            "diversity_loss": float(diversity_loss),
+            "content_rate": float((logits.argmax(1) == labels).float().mean()),
+        }
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Initial ranges of the activation quantizers, on images of the warmed-up generator."""
+        batches = [self._interventions(self.recipe.generator_contents)[1] for _ in range(CALIBRATION_BATCHES)]
+        self.views.calibrate(torch.cat(batches), self.pixel_bounds)
+
+    def _train_student(self, rate: float) -> Metrics:
+        recipe = self.recipe
+        _set_student_rates(self.student_optimizer, rate)
+        with torch.no_grad():
+            intervened, images = self._interventions(recipe.student_contents)
+            target, target_features, target_embedding = self.views.pretrained_view(images)
+        logits, features, embedding = self.views.quantized_view(images)
+        by_style_p, by_style_q = self._by_style(target), self._by_style(logits)
+        matching = matching_discrepancy(by_style_p, by_style_q, recipe.temperature)
+        discrepancy = interventional_discrepancy(by_style_p, by_style_q, recipe.temperature)
+        contrastive = contrastive_discrepancy(
+            self._by_style(target_embedding), self._by_style(embedding), recipe.contrastive_tau
+        )
+        feature_loss = relative_error(features, target_features)
+        loss = (
+            recipe.matching_weight * recipe.temperature**2 * matching
+            + recipe.discrepancy_weight * recipe.temperature**2 * discrepancy
+            + recipe.contrastive_weight * contrastive
+            + recipe.feature_weight * feature_loss
+        )
+        self.student_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.student_optimizer.step()
+        with torch.no_grad():
+            return {
+                "student_loss": float(loss),
+                "matching_loss": float(matching),
+                "feature_loss": float(feature_loss),
+                "contrastive_loss": float(contrastive),
+                "discrepancy": float(interventional_discrepancy(by_style_p, by_style_q)),
+                "sensitivity_pretrained": float(style_sensitivity(by_style_p)),
+                "sensitivity_quantized": float(style_sensitivity(by_style_q)),
+                "agreement": float((logits.argmax(1) == target.argmax(1)).float().mean()),
+            }
+
+
+def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2 [ours, common in reconstruction]."""
+    errors = [
+        (value.float() - target.float()).square().mean() / target.float().square().mean().clamp_min(1e-8)
+        for value, target in zip(features, targets, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def student_parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> list[dict[str, object]]:
+    """Adam's groups: each layer's weight moves in units of its own step size [ours]."""
+    return list(_parameter_groups(quantized, recipe))
+
+
+def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dict[str, object]]:
+    step_sizes, zero_points = [], []
+    for module in quantized.modules():
+        if isinstance(module, WeightQuantizer | ActivationQuantizer):
+            step_sizes.append(module.log_scale)
+        if isinstance(module, ActivationQuantizer):
+            zero_points.append(module.zero_point)
+    yield {"params": step_sizes, "base_lr": recipe.step_size_lr}
+    yield {"params": zero_points, "base_lr": recipe.zero_point_lr}
+    layers = dict(quantized.get_submodule("layers").named_children())
+    quantizers = dict(quantized.named_modules())
+    for name, layer in layers.items():
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, nn.Parameter)
+        assert isinstance(bias, nn.Parameter)
+        quantizer = quantizers.get(f"weight_quantizers.{name}")
+        unit = float(quantizer.scale.mean()) if isinstance(quantizer, WeightQuantizer) else float(weight.std()) / 8
+        yield {"params": [weight], "base_lr": recipe.weight_lr * unit}
+        # A bias has the size of the output: its unit is a weight step over the layer's fan-in.
+        yield {"params": [bias], "base_lr": recipe.bias_lr * unit}
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _set_student_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["base_lr"]

@@ -1,0 +1,132 @@
+"""The two networks as training looks at them: logits, features on the way, BatchNorm inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from causal_dfq.network.operations import (
+    CONVOLUTIONS,
+    aten,
+    attribute,
+    batch_norm_nodes,
+    weight_layer_nodes,
+    with_outputs,
+)
+from causal_dfq.quantizer.modules import ActivationQuantizer
+from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
+from causal_dfq.quantizer.ranges import affine_from_bounds
+
+
+class NetworkViews:
+    """P with its BatchNorms, P folded, and Q, as functions of a batch of images.
+
+    On a CPU with bfloat16 arithmetic the views run under autocast; depthwise convolutions stay in
+    float32, where their gradient is faster.
+    """
+
+    def __init__(self, captured: fx.GraphModule, folded: fx.GraphModule, quantized: fx.GraphModule) -> None:
+        self.captured, self.folded, self.quantized = captured, folded, quantized
+        logits = next(node for node in captured.graph.nodes if node.op == "output").args[0]
+        self.classes = int(logits.meta["val"].shape[1])
+        features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
+        penultimate = [weight_layer_nodes(folded.graph)[-1].args[0].name]  # type: ignore[union-attr]
+        quantized_penultimate = [weight_layer_nodes(quantized.graph)[-1].args[0].name]  # type: ignore[union-attr]
+        norm_inputs = [node.args[0].name for node in batch_norm_nodes(captured.graph)]  # type: ignore[union-attr]
+        self._statistics = _for_training(with_outputs(captured, norm_inputs))
+        self._pretrained = _for_training(with_outputs(folded, features + penultimate))
+        self._quantized = _for_training(with_outputs(quantized, features + quantized_penultimate))
+        self._device = torch.device("cpu")
+        self._uses_bfloat16 = has_bfloat16_arithmetic()
+
+    def to(self, device: torch.device) -> NetworkViews:
+        """Moves the networks; returns itself."""
+        self._device = device
+        for view in (self.captured, self.folded, self.quantized, self._statistics, self._pretrained, self._quantized):
+            view.to(device)
+        self._uses_bfloat16 = device.type == "cuda" or has_bfloat16_arithmetic()
+        return self
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 autocast where the machine computes in it."""
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._uses_bfloat16)
+
+    def statistics_view(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """P: logits (N, K) in float32, and the inputs of its BatchNorms."""
+        return self._call(self._statistics, images)
+
+    def pretrained_view(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """P: logits (N, K), features of the quantized tensors, penultimate embedding (N, D)."""
+        logits, values = self._call(self._pretrained, images)
+        return logits, values[:-1], embedding(values[-1])
+
+    def quantized_view(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Q: logits (N, K), features before their rounding, penultimate embedding (N, D)."""
+        logits, values = self._call(self._quantized, images)
+        return logits, values[:-1], embedding(values[-1])
+
+    def pretrained_logits(self, images: Tensor) -> Tensor:
+        """P's logits (N, K)."""
+        return self._call(self._pretrained, images)[0]
+
+    def quantized_logits(self, images: Tensor) -> Tensor:
+        """Q's logits (N, K)."""
+        return self._call(self._quantized, images)[0]
+
+    def _call(self, view: fx.GraphModule, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with self.autocast():
+            logits, values = view(images.contiguous(memory_format=torch.channels_last))
+        return logits.float(), values
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, pixel_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None) -> None:
+        """Sets every activation quantizer to the grid of least squared error on these images (N, C, H, W).
+
+        The input's grid spans black to white where the normalization is known.
+        """
+        tensors = quantized_tensors(self.quantized)
+        names = [name for names in tensors.values() for name in names]
+        if not names:
+            return
+        _, values = self._call(with_outputs(self.folded, names), images)
+        by_name = dict(zip(names, values, strict=True))
+        inputs = {node.name for node in self.folded.graph.nodes if node.op == "placeholder"}
+        for target, sources in tensors.items():
+            quantizer = attribute(self.quantized, target)
+            assert isinstance(quantizer, ActivationQuantizer)
+            if pixel_bounds is not None and sources[0] in inputs:
+                low, high = min(pixel_bounds[0]), max(pixel_bounds[1])
+                quantizer.set_range(*affine_from_bounds(low, high, quantizer.bits))
+            else:
+                quantizer.calibrate(torch.cat([by_name[source].flatten() for source in sources]))
+
+
+def embedding(features: Tensor) -> Tensor:
+    """(N, D, ...) -> (N, D): what the classifier reads, averaged over places."""
+    return features.flatten(2).mean(2) if features.ndim > 2 else features
+
+
+def has_bfloat16_arithmetic() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; elsewhere autocast would slow it down."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _depthwise_convolution(features: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        result: Tensor = aten.conv2d.default(features.float(), weight.float(), bias, *options)
+    return result
+
+
+def _for_training(view: fx.GraphModule) -> fx.GraphModule:
+    for node in view.graph.nodes:
+        if node.op == "call_function" and node.target in CONVOLUTIONS and len(node.args) > 6:
+            groups, weight = node.args[6], node.args[1]
+            value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
+            if groups > 1 and (value is None or value.shape[1] == 1):
+                node.target = _depthwise_convolution
+    view.recompile()
+    return view
