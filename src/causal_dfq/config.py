@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from causal_dfq.errors import ConfigError
 
@@ -103,3 +103,21 @@ class Options(BaseModel):
         low = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
         high = tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
         return low, high
+
+
+def make_options(**choices: Any) -> Options:
+    """`Options` from loose values.
+
+    Raises:
+        ConfigError: a value cannot be used; the message names it.
+    """
+    try:
+        return Options(**choices)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"]))
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if problem["type"] == "value_error" else f" {name}={problem['input']!r}:"
+            problems.append(f"{given} {message}".strip())
+        raise ConfigError("; ".join(problems)) from error

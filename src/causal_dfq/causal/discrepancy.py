@@ -22,9 +22,7 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def matching_discrepancy(pretrained: Tensor, quantized: Tensor, temperature: float = 1.0) -> Tensor:
     """Plain distillation: mean over i and n of KL(p_P^{do(s_i)} || p_Q^{do(s_i)}) [common]."""
-    return kl_divergence(
-        log_probabilities(pretrained, temperature), log_probabilities(quantized, temperature)
-    ).mean()
+    return kl_divergence(log_probabilities(pretrained, temperature), log_probabilities(quantized, temperature)).mean()
 
 
 def _style_pairs(styles: int) -> tuple[Tensor, Tensor]:

@@ -163,7 +163,12 @@ def _make_functional(module: fx.GraphModule) -> None:
 
 
 def _remove_dropout(module: fx.GraphModule) -> None:
-    removed = {aten.dropout.default, aten.feature_dropout.default, aten.contiguous.default, aten.clone.default}
+    removed = {
+        aten.dropout.default,
+        aten.feature_dropout.default,
+        aten.contiguous.default,
+        aten.clone.default,
+    }
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in removed:
             node.replace_all_uses_with(node.args[0])
@@ -182,4 +187,3 @@ class _Shapes(fx.Interpreter):
 @torch.no_grad()
 def _give_metadata(module: fx.GraphModule, example: Tensor) -> None:
     _Shapes(module).run(example)
-

@@ -30,9 +30,12 @@ ACTIVATIONS = CLIPPING_ACTIVATIONS | {
 }
 # The values of the result are values of the argument, or zeros.
 VALUE_PRESERVING_NAMES = frozenset(
-    "reshape view flatten permute transpose contiguous slice select pad constant_pad_nd max_pool2d chunk split "
-    "split_with_sizes getitem squeeze unsqueeze clone expand upsample_nearest2d pixel_shuffle channel_shuffle "
-    "unflatten narrow t numpy_T max_pool1d adaptive_max_pool2d unbind detach alias".split()
+    {
+        *("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "clone", "detach", "alias"),
+        *("permute", "transpose", "t", "numpy_T", "contiguous", "channel_shuffle", "pixel_shuffle"),
+        *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
+        *("pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
+    }
 )
 
 
@@ -76,6 +79,13 @@ def batch_norm_nodes(graph: fx.Graph) -> list[fx.Node]:
 def weight_layer_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The convolutions and linear layers, in order."""
     return [node for node in graph.nodes if is_weight_layer(node)]
+
+
+def input_name(node: fx.Node) -> str:
+    """The name of the node that an operation reads first."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source.name
 
 
 def module_path(node: fx.Node) -> str:

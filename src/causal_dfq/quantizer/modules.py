@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from causal_dfq.quantizer.affine import dequantize, fake_quantize, integer_range, learned_fake_quantize, quantize
+from causal_dfq.quantizer.affine import (
+    dequantize,
+    fake_quantize,
+    integer_range,
+    learned_fake_quantize,
+    quantize,
+)
 from causal_dfq.quantizer.ranges import activation_range, channel_view, weight_min_max, weight_scale
 
 
@@ -53,6 +59,9 @@ class ActivationQuantizer(nn.Module):
 class FrozenActivationQuantizer(nn.Module):
     """A finished activation quantizer: scale and zero point are scalars, codes run from 0."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, scale: Tensor, zero_point: Tensor, bits: int) -> None:
         super().__init__()
         self.bits = bits
@@ -67,6 +76,8 @@ class FrozenActivationQuantizer(nn.Module):
 
 class WeightQuantizer(nn.Module):
     """Per output channel and signed; the step sizes are learned through their logarithms [ours]."""
+
+    zero_point: Tensor
 
     def __init__(self, weight: Tensor, bits: int, is_symmetric: bool) -> None:
         super().__init__()
@@ -97,6 +108,10 @@ class WeightQuantizer(nn.Module):
 
 class IntegerWeight(nn.Module):
     """A finished weight: int8 codes (O, ...), scales and zero points (O, 1, ...)."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from causal_dfq.network.operations import (
     CONCATENATION,
     attribute,
     has_float_value,
+    input_name,
     is_value_preserving,
     is_weight_layer,
     weight_layer_nodes,
@@ -89,7 +90,7 @@ def quantized_tensors(module: fx.GraphModule) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module" and str(node.target).startswith(ACTIVATION_QUANTIZERS + "."):
-            found.setdefault(str(node.target), []).append(node.args[0].name)
+            found.setdefault(str(node.target), []).append(input_name(node))
     return found
 
 
@@ -161,7 +162,9 @@ def _place_activation_quantizers(module: fx.GraphModule, rule: PlacementRule, bi
         with module.graph.inserting_after(node):
             call = module.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{name}", (node,))
         call.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+        for user in list(node.users):
+            if user is not call:
+                user.replace_input_with(node, call)
 
 
 def _place_weight_quantizers(module: fx.GraphModule, rule: PlacementRule, bits: int) -> None:

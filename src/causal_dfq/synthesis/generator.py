@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -22,7 +23,7 @@ class StyledBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        self.convolution = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False, padding_mode="replicate")
         self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
         self.style = nn.Linear(STYLE_SIZE, 2 * channels)
 
@@ -47,6 +48,9 @@ class ContentStyleGenerator(nn.Module):
         pixel_bounds: normalized values of black and white by channel, where known.
     """
 
+    lowest: Tensor
+    highest: Tensor
+
     def __init__(
         self,
         classes: int,
@@ -64,8 +68,8 @@ class ContentStyleGenerator(nn.Module):
         self.backdrop = nn.Linear(STYLE_SIZE, _STYLE_CHANNELS * area)
         self.start_norm = nn.BatchNorm2d(_CHANNELS[0] + _STYLE_CHANNELS, affine=False, track_running_stats=False)
         widths = (_CHANNELS[0] + _STYLE_CHANNELS, *_CHANNELS[1 : doublings + 1])
-        self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.to_image = nn.Conv2d(widths[-1], channels, 3, 1, 1)
+        self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in itertools.pairwise(widths))
+        self.to_image = nn.Conv2d(widths[-1], channels, 3, 1, 1, padding_mode="replicate")
         self.image_norm = nn.BatchNorm2d(channels, track_running_stats=False)
         low, high = pixel_bounds or ((-torch.inf,) * channels, (torch.inf,) * channels)
         self.register_buffer("lowest", torch.tensor(low).view(1, -1, 1, 1), persistent=False)

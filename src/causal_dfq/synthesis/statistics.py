@@ -23,7 +23,9 @@ def batch_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def statistics_distance(features: list[Tensor], statistics: list[tuple[Tensor, Tensor]], epsilon: float = 1e-5) -> Tensor:
+def statistics_distance(
+    features: list[Tensor], statistics: list[tuple[Tensor, Tensor]], epsilon: float = 1e-5
+) -> Tensor:
     """The BNS loss: how far a batch lies from the training images, seen at every BatchNorm's input.
 
     Mean over layers and channels of ((mu - mu_r) / sigma_r)^2 + (sigma / sigma_r - 1)^2, where r marks

@@ -27,7 +27,6 @@ from causal_dfq.causal.discrepancy import (
 from causal_dfq.causal.graph import (
     CONTENT,
     IMAGE,
-    PRETRAINED,
     STYLE,
     StructuralCausalModel,
     image_model,
@@ -79,7 +78,8 @@ class Equilibrium:
         self.views = views.to(device)
         self.quantized = self.views.quantized
         self.random = torch.Generator().manual_seed(seed)
-        self.generator = ContentStyleGenerator(views.classes, image_shape, pixel_bounds)
+        with torch.random.fork_rng(devices=[]):
+            self.generator = ContentStyleGenerator(views.classes, image_shape, pixel_bounds)
         initialize(self.generator, self.random)
         self.generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pixel_bounds = pixel_bounds
@@ -144,7 +144,8 @@ class Equilibrium:
 
     def _by_style(self, values: Tensor) -> Tensor:
         """(M * N, ...) -> (M, N, ...)."""
-        return values.unflatten(0, (self.recipe.styles, -1))
+        by_style: Tensor = values.unflatten(0, (self.recipe.styles, -1))
+        return by_style
 
     def _train_generator(self, rate: float) -> Metrics:
         recipe = self.recipe
@@ -164,7 +165,7 @@ class Equilibrium:
             + recipe.diversity_weight * diversity_loss
         )
         self.generator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.generator_optimizer.step()
         return {
             "generator_loss": float(loss),
@@ -181,11 +182,17 @@ class Equilibrium:
         batches = [self._interventions(self.recipe.generator_contents)[1] for _ in range(CALIBRATION_BATCHES)]
         self.views.calibrate(torch.cat(batches), self.pixel_bounds)
 
+    def restore_trainable_zero_points(self) -> None:
+        """After loading a state: a zero point at the lowest code is fixed there, all others are learned."""
+        for module in self.quantized.modules():
+            if isinstance(module, ActivationQuantizer):
+                module.zero_point.requires_grad_(bool(module.zero_point != 0))
+
     def _train_student(self, rate: float) -> Metrics:
         recipe = self.recipe
         _set_student_rates(self.student_optimizer, rate)
         with torch.no_grad():
-            intervened, images = self._interventions(recipe.student_contents)
+            _, images = self._interventions(recipe.student_contents)
             target, target_features, target_embedding = self.views.pretrained_view(images)
         logits, features, embedding = self.views.quantized_view(images)
         by_style_p, by_style_q = self._by_style(target), self._by_style(logits)
@@ -202,7 +209,7 @@ class Equilibrium:
             + recipe.feature_weight * feature_loss
         )
         self.student_optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.student_optimizer.step()
         with torch.no_grad():
             return {
@@ -247,7 +254,9 @@ def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dic
         assert isinstance(weight, nn.Parameter)
         assert isinstance(bias, nn.Parameter)
         quantizer = quantizers.get(f"weight_quantizers.{name}")
-        unit = float(quantizer.scale.mean()) if isinstance(quantizer, WeightQuantizer) else float(weight.std()) / 8
+        if not isinstance(quantizer, WeightQuantizer):
+            continue
+        unit = float(quantizer.scale.detach().mean())
         yield {"params": [weight], "base_lr": recipe.weight_lr * unit}
         # A bias has the size of the output: its unit is a weight step over the layer's fan-in.
         yield {"params": [bias], "base_lr": recipe.bias_lr * unit}

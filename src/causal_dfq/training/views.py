@@ -13,6 +13,7 @@ from causal_dfq.network.operations import (
     aten,
     attribute,
     batch_norm_nodes,
+    input_name,
     weight_layer_nodes,
     with_outputs,
 )
@@ -33,9 +34,9 @@ class NetworkViews:
         logits = next(node for node in captured.graph.nodes if node.op == "output").args[0]
         self.classes = int(logits.meta["val"].shape[1])
         features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
-        penultimate = [weight_layer_nodes(folded.graph)[-1].args[0].name]  # type: ignore[union-attr]
-        quantized_penultimate = [weight_layer_nodes(quantized.graph)[-1].args[0].name]  # type: ignore[union-attr]
-        norm_inputs = [node.args[0].name for node in batch_norm_nodes(captured.graph)]  # type: ignore[union-attr]
+        penultimate = [input_name(weight_layer_nodes(folded.graph)[-1])]
+        quantized_penultimate = [input_name(weight_layer_nodes(quantized.graph)[-1])]
+        norm_inputs = [input_name(node) for node in batch_norm_nodes(captured.graph)]
         self._statistics = _for_training(with_outputs(captured, norm_inputs))
         self._pretrained = _for_training(with_outputs(folded, features + penultimate))
         self._quantized = _for_training(with_outputs(quantized, features + quantized_penultimate))
@@ -45,7 +46,14 @@ class NetworkViews:
     def to(self, device: torch.device) -> NetworkViews:
         """Moves the networks; returns itself."""
         self._device = device
-        for view in (self.captured, self.folded, self.quantized, self._statistics, self._pretrained, self._quantized):
+        for view in (
+            self.captured,
+            self.folded,
+            self.quantized,
+            self._statistics,
+            self._pretrained,
+            self._quantized,
+        ):
             view.to(device)
         self._uses_bfloat16 = device.type == "cuda" or has_bfloat16_arithmetic()
         return self

@@ -15,12 +15,13 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrix.shape[0] > matrix.shape[1]
-    result = matrix.T if is_tall else matrix
+    result: Tensor = matrix.T if is_tall else matrix
     result = result / (result.norm() + 1e-7)
     for _ in range(iterations):
         gram = result @ result.T
         result = a * result + (b * gram + c * gram @ gram) @ result
-    return result.T if is_tall else result
+    orthogonal: Tensor = result.T if is_tall else result
+    return orthogonal
 
 
 class Muon(torch.optim.Optimizer):

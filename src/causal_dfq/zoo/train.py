@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import torch
@@ -61,7 +61,7 @@ def build(name: str) -> nn.Module:
 def augment(images: Tensor, size: int, padding: int, generator: torch.Generator) -> Tensor:
     """Random crops of `size` pixels out of the padded images, half of them mirrored."""
     padded = functional.pad(images, (padding,) * 4)
-    count, channels, height, _ = padded.shape
+    count, _, height, _ = padded.shape
     offsets = torch.randint(0, height - size + 1, (2, count), generator=generator)
     rows = offsets[0][:, None] + torch.arange(size)
     columns = offsets[1][:, None] + torch.arange(size)
@@ -69,7 +69,8 @@ def augment(images: Tensor, size: int, padding: int, generator: torch.Generator)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = torch.arange(count)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
+    images_first: Tensor = cropped.permute(0, 3, 1, 2)
+    return images_first
 
 
 def depthwise_in_float32(network: nn.Module) -> None:
@@ -87,12 +88,15 @@ def depthwise_in_float32(network: nn.Module) -> None:
 def train(network: nn.Module, data: LabelledImages, mean: Tensor, std: Tensor, recipe: Recipe, seed: int) -> None:
     """Trains the network in place: Muon for convolutions, SGD for the rest, learning rates to 0."""
     generator = torch.Generator().manual_seed(seed)
-    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train().to(memory_format=torch.channels_last)
     convolutions = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     kernels = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] == 1]
     vectors = [p for p in network.parameters() if p.ndim == 1]
     matrices = [p for p in network.parameters() if p.ndim == 2]
-    decayed = [{"params": matrices + kernels, "weight_decay": recipe.weight_decay}, {"params": vectors}]
+    decayed: list[dict[str, Any]] = [
+        {"params": matrices + kernels, "weight_decay": recipe.weight_decay},
+        {"params": vectors},
+    ]
     muon = Muon(convolutions, recipe.muon_lr)
     sgd = torch.optim.SGD(decayed, recipe.sgd_lr, momentum=0.9, nesterov=True)
     normalized = (data.images.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
@@ -123,7 +127,10 @@ def train(network: nn.Module, data: LabelledImages, mean: Tensor, std: Tensor, r
             loss_sum += loss.item()
             step += 1
         elapsed = time.time() - started
-        print(f"epoch {epoch + 1}/{recipe.epochs} loss {loss_sum / steps_per_epoch:.4f} {elapsed:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{recipe.epochs} loss {loss_sum / steps_per_epoch:.4f} {elapsed:.0f} s",
+            flush=True,
+        )
 
 
 @torch.no_grad()

@@ -1,0 +1,291 @@
+"""The command line: reads options, calls the package, prints what happened."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from causal_dfq import __version__
+from causal_dfq.config import Effort, Protocol, make_options
+from causal_dfq.errors import CausalDFQError, ConfigError
+from causal_dfq.pipeline import StepReport, resolve_device
+from causal_dfq.quantized import QuantizedNetwork
+
+USER_ERROR, INTERRUPTED = 2, 130
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Quantize a trained vision network to low bits without any data.",
+)
+output = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+def run() -> None:
+    """The entry point: user errors become one sentence and exit code 2."""
+    # `package.module:factory` is looked up from where the user stands, as with `python -m`.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        app()
+    except CausalDFQError as error:
+        messages.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        messages.print("interrupted")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        output.print(f"causal-dfq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """ "3x32x32" -> (3, 32, 32).
+
+    Raises:
+        ConfigError: another form.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--input-shape {text!r} is not understood: write channels, height, width like 3x224x224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def parse_values(name: str, text: str | None) -> tuple[float, ...] | None:
+    """ "0.5,0.5,0.5" -> (0.5, 0.5, 0.5); None stays None.
+
+    Raises:
+        ConfigError: not numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise ConfigError(f"{name} {text!r} is not understood: write one number a channel, like 0.5,0.5,0.5") from error
+
+
+@app.command()
+def quantize(
+    network: Annotated[
+        str,
+        typer.Argument(
+            help="A bundled name, torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
+    bits: Annotated[str, typer.Option(help="Weights and activations: 2 to 8, or 32 for float.")] = "w4a4",
+    protocol: Annotated[Protocol, typer.Option(help="Which tensors are quantized.")] = "deploy",
+    effort: Annotated[Effort, typer.Option(help="The budget.")] = "balanced",
+    input_shape: Annotated[str | None, typer.Option(help="Like 3x32x32, where the source does not tell.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of pixels in [0, 1], one value a channel: 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bits.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Quantize a trained network; no image is needed."""
+    from causal_dfq.network.load import load_network
+    from causal_dfq.run_folder import Interrupted, Source, quantize_to_folder
+
+    chosen_shape = None if input_shape is None else parse_shape(input_shape)
+    chosen_mean, chosen_std = parse_values("--mean", mean), parse_values("--std", std)
+    place = resolve_device(device)
+    # Wrong bits are told before a network is loaded for minutes.
+    make_options(bits=bits, protocol=protocol, effort=effort, input_shape=chosen_shape or (3, 32, 32), seed=seed)
+    loaded = load_network(network, weights)
+    shape = chosen_shape or loaded.input_shape
+    if shape is None:
+        raise ConfigError(f"{network} does not tell its input shape: give --input-shape, like 3x224x224")
+    options = make_options(
+        bits=bits,
+        protocol=protocol,
+        effort=effort,
+        input_shape=shape,
+        mean=chosen_mean or loaded.mean,
+        std=chosen_std or loaded.std,
+        seed=seed,
+    )
+    command = shlex.join(["causal-dfq", *sys.argv[1:]])
+    source = Source(network, weights, command)
+    try:
+        with _StepProgress() as progress:
+            quantized = quantize_to_folder(loaded.network, options, place, out, source, resume, progress.show)
+    except Interrupted as interruption:
+        messages.print(f"{interruption}; go on with the same command and --resume")
+        raise typer.Exit(INTERRUPTED) from None
+    _print_summary(quantized, out)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="An ImageFolder, a folder with images/ and labels.csv, or an .npz with images and labels.",
+            show_default=False,
+        ),
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure a quantized network, and its float parent, on labelled images."""
+    from causal_dfq.data.labelled import Preprocessing, open_labelled
+    from causal_dfq.evaluation import evaluate_pair, render_table
+    from causal_dfq.files import write_text
+    from causal_dfq.quantized import load
+
+    quantized = load(folder)
+    options = quantized.record.options
+    if options.mean is None or options.std is None:
+        raise ConfigError(
+            f"{folder} was quantized without a normalization, so pixels cannot be turned into its inputs: "
+            "quantize with --mean and --std"
+        )
+    images = open_labelled(data, Preprocessing(options.input_shape, options.mean, options.std))
+    with _bar("evaluating") as bar:
+        task = bar.add_task("images", total=len(images), note="")
+        evaluation = evaluate_pair(
+            quantized,
+            quantized.reference,
+            images,
+            resolve_device(device),
+            on_batch=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    name = quantized.record.reference or "network"
+    output.print(render_table(evaluation, f"{name}  {options.bits}  {options.protocol}  {options.effort}"))
+    if json_file is not None:
+        entry = {
+            "network": name,
+            "options": options.model_dump(mode="json"),
+            "data": str(data),
+            "command": shlex.join(["causal-dfq", *sys.argv[1:]]),
+            "versions": quantized.record.versions,
+            **evaluation.as_dict(),
+        }
+        write_text(json_file, json.dumps(entry, indent=2) + "\n")
+
+
+@app.command()
+def models() -> None:
+    """List the bundled networks and the other ways to name one."""
+    from causal_dfq.zoo.bundled import BUNDLED, read_card
+
+    table = Table(title="bundled networks")
+    for column in ("name", "input", "classes", "top-1 in %, float32"):
+        table.add_column(column)
+    for name in BUNDLED:
+        card = read_card(name)
+        accuracy = "; ".join(f"{value:.2f} ({data})" for data, value in card.top1.items())
+        table.add_row(name, "x".join(map(str, card.input_shape)), str(card.classes), accuracy)
+    output.print(table)
+    output.print("Also: torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2 (see quantize --help).")
+
+
+def _bar(title: str) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}", justify="right"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=messages,
+        refresh_per_second=4,
+    )
+
+
+class _StepProgress:
+    """A bar with the rate, the remaining time and the measured quantities of the equilibrium."""
+
+    def __init__(self) -> None:
+        self._bar = _bar("quantize")
+        self._task: TaskID | None = None
+        self._first_step = 0
+        self._metrics: dict[str, float] = {}
+
+    def __enter__(self) -> _StepProgress:
+        self._bar.start()
+        self._task = self._bar.add_task("capture", total=None, note="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(self, report: StepReport) -> None:
+        """Moves the bar by one step."""
+        assert self._task is not None
+        task = self._bar.tasks[0]
+        if task.total is None:
+            self._first_step = report.step - 1
+            self._bar.reset(self._task, total=report.total, completed=report.step - 1)
+        self._metrics |= report.metrics
+        elapsed = self._bar.tasks[0].elapsed or 0.0
+        rate = (report.step - self._first_step) / elapsed if elapsed else 0.0
+        note = f"{rate:.1f} step/s  " + _describe(self._metrics)
+        self._bar.update(self._task, completed=report.step, description=report.phase.name, note=note)
+
+
+def _describe(metrics: dict[str, float]) -> str:
+    if "discrepancy" in metrics:
+        return (
+            f"loss {metrics['student_loss']:.3f}  discrepancy {metrics['discrepancy']:.3f}  "
+            f"sensitivity P {metrics['sensitivity_pretrained']:.3f} Q {metrics['sensitivity_quantized']:.3f}"
+        )
+    return f"loss {metrics['generator_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
+
+
+def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
+    record = quantized.record
+    tensors = quantized.quantized_tensors()
+    weights = [tensor.bits for tensor in tensors if tensor.kind == "weight"]
+    activations = [tensor.bits for tensor in tensors if tensor.kind == "activation"]
+    table = Table(show_header=False, box=None)
+    table.add_row("bits", f"{record.options.bits}, protocol {record.options.protocol}, effort {record.options.effort}")
+    table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
+    table.add_row("activations", f"{len(activations)} grids at {_widths(activations)}")
+    if record.steps:
+        table.add_row("time", f"{record.seconds:.0f} s, {record.steps} steps on {record.device}")
+        agreement = 100 * record.last_metrics["agreement"]
+        table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
+    files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
+    table.add_row("written", f"{folder}: {files}")
+    output.print(table)
+
+
+def _widths(bits: list[int]) -> str:
+    counts = {width: bits.count(width) for width in sorted(set(bits))}
+    if len(counts) == 1:
+        return f"{next(iter(counts))} bits"
+    return ", ".join(f"{width} bits ({count})" for width, count in counts.items()) or "32 bits"

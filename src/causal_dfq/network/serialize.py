@@ -1,0 +1,121 @@
+"""A graph of tensor operations as plain data: JSON in, JSON out, no code is ever run to read it."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from causal_dfq.errors import OutputError
+from causal_dfq.network.operations import aten
+
+_OPERATORS = {
+    name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg")
+}
+_DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+
+def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
+    """The nodes in order, each with its operation, target and arguments.
+
+    Raises:
+        OutputError: the graph calls something else than an ATen operation.
+    """
+    return [
+        {
+            "name": node.name,
+            "op": node.op,
+            "target": _target_to_text(node),
+            "args": _encode(node.args),
+            "kwargs": _encode(node.kwargs),
+        }
+        for node in graph.nodes
+    ]
+
+
+def graph_from_data(data: list[dict[str, Any]]) -> fx.Graph:
+    """The graph that `graph_to_data` described.
+
+    Raises:
+        OutputError: an entry is malformed, or names an operation that this version of torch lacks.
+    """
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    try:
+        for entry in data:
+            target = _call_target(entry["target"]) if entry["op"] == "call_function" else entry["target"]
+            args = tuple(_decode(entry["args"], nodes))
+            kwargs = _decode(entry["kwargs"], nodes)
+            node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+            nodes[entry["name"]] = node
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise OutputError(f"the saved graph cannot be read: {error!r}; quantize the network again") from error
+    return graph
+
+
+def _target_to_text(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
+        return str(node.target)
+    name = getattr(node.target, "__name__", str(node.target))
+    if _OPERATORS.get(name) is node.target:
+        return f"operator.{name}"
+    raise OutputError(f"the operation {node.target} at {node.name!r} cannot be saved: it is no ATen operation")
+
+
+def _call_target(text: str) -> Any:
+    namespace, _, rest = text.partition(".")
+    if namespace == "operator":
+        return _OPERATORS[rest]
+    if namespace != "aten":
+        raise ValueError(f"unknown operation {text!r}")
+    packet, _, overload = rest.rpartition(".")
+    return getattr(getattr(aten, packet), overload)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {key: _encode(item) for key, item in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_encode(value.start), _encode(value.stop), _encode(value.step)]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, torch.memory_format | torch.layout):
+        return {"torch": str(value).removeprefix("torch.")}
+    raise OutputError(f"an argument of type {type(value).__name__} cannot be saved")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind == "float":
+        return float.fromhex(content)
+    if kind == "dict":
+        return {key: _decode(item, nodes) for key, item in content.items()}
+    if kind == "slice":
+        return slice(*(_decode(item, nodes) for item in content))
+    if kind == "dtype":
+        return _DTYPES[content]
+    if kind == "device":
+        return torch.device(content)
+    if kind == "torch" and content in {"channels_last", "contiguous_format", "preserve_format", "strided"}:
+        return getattr(torch, content)
+    raise ValueError(f"unknown argument kind {kind!r}")

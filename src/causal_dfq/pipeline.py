@@ -1,0 +1,226 @@
+"""quantize(): capture, placement, generator warm-up, equilibrium, finish, finished network."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor, fx, nn
+
+from causal_dfq.causal.graph import CONTENT, STYLE, Content
+from causal_dfq.config import FLOAT_BITS, Effort, Options, Protocol, make_options
+from causal_dfq.errors import ConfigError, NetworkError
+from causal_dfq.network.capture import capture
+from causal_dfq.network.fold import fold_batch_norm
+from causal_dfq.network.operations import batch_norm_nodes, weight_layer_nodes
+from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
+from causal_dfq.quantizer.placement import place_quantizers
+from causal_dfq.synthesis.gallery import sample_grid
+from causal_dfq.training.budget import BUDGETS, Recipe
+from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
+from causal_dfq.training.views import NetworkViews
+
+GALLERY_CONTENTS, GALLERY_STYLES = 10, 8
+
+
+@dataclass(frozen=True)
+class PreparedNetwork:
+    """The user's network as graphs: as captured, with BatchNorm folded, and with quantizers placed."""
+
+    captured: fx.GraphModule
+    folded: fx.GraphModule
+    quantized: fx.GraphModule
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the captured weights, by name: what a run is a run of."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.captured.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did: its number from 1, of how many, its phase and its metrics."""
+
+    step: int
+    total: int
+    phase: Phase
+    metrics: Metrics
+
+
+def quantize(
+    network: nn.Module,
+    bits: str = "w4a4",
+    input_shape: tuple[int, int, int] = (3, 224, 224),
+    *,
+    protocol: Protocol = "deploy",
+    effort: Effort = "balanced",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> QuantizedNetwork:
+    """Quantizes a trained classifier without any data; the network itself is left untouched.
+
+    Args:
+        network: images (N, C, H, W) -> logits (N, K), with BatchNorm statistics.
+        bits: "w4a4" and the like: 2 to 8 for weights and activations, 32 to leave one alone.
+        input_shape: (C, H, W).
+        protocol: which tensors are quantized: "deploy", "gdfq" or "genie".
+        effort: the budget: "fast", "balanced" or "best".
+        mean, std: normalization of pixels in [0, 1] by channel, where known: synthetic images then
+            keep to what a picture can hold, and the input's grid is exact.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        seed: the same seed on the same machine gives the same bits.
+        on_step: called after every step.
+
+    Raises:
+        CausalDFQError: an option or the network cannot be used; the message says what to do.
+    """
+    options = make_options(
+        bits=bits, protocol=protocol, effort=effort, input_shape=input_shape, mean=mean, std=std, seed=seed
+    )
+    place = resolve_device(device)
+    prepared = prepare(network, options)
+    if not needs_training(prepared, options):
+        return finish_without_training(prepared, options, place)
+    started = time.monotonic()
+    run = start_run(prepared, options, place)
+    metrics: Metrics = {}
+    for report in train(run):
+        metrics |= report.metrics
+        if on_step is not None:
+            on_step(report)
+    return finish(prepared, run, options, metrics, time.monotonic() - started)
+
+
+def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
+    """Captures the network, folds BatchNorm and places the quantizers of the protocol.
+
+    Raises:
+        NetworkError: the network cannot be captured, has nothing to quantize, or no BatchNorm although
+            the quantization of activations needs images.
+        ConfigError: 32 bits for both.
+    """
+    if options.widths.weight == FLOAT_BITS and options.widths.activation == FLOAT_BITS:
+        raise ConfigError("bits w32a32 leave everything in float: choose 2 to 8 for weights, activations or both")
+    captured = capture(network, options.input_shape)
+    if not weight_layer_nodes(captured.graph):
+        raise NetworkError("the network has no convolution and no linear layer: there is nothing to quantize")
+    if options.widths.activation < FLOAT_BITS and not batch_norm_nodes(captured.graph):
+        raise NetworkError(
+            "the network has no BatchNorm, so it holds no statistics of its training images, and no image can be "
+            f"synthesized from it to set the ranges of its activations; still possible: its weights alone, with "
+            f"--bits w{options.widths.weight}a32. If it had BatchNorm before an export folded it away, "
+            "give the network from before"
+        )
+    folded = fold_batch_norm(captured)
+    return PreparedNetwork(captured, folded, place_quantizers(folded, options.widths, options.protocol))
+
+
+def needs_training(prepared: PreparedNetwork, options: Options) -> bool:
+    """Whether images can be synthesized at all; without BatchNorm, weights are rounded as they are."""
+    return bool(batch_norm_nodes(prepared.captured.graph))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: unknown, or not to be had on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is not known: use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported: use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} is not to be had: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def start_run(prepared: PreparedNetwork, options: Options, device: torch.device) -> Equilibrium:
+    """A run at its first step."""
+    return Equilibrium(
+        NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
+        options.input_shape,
+        options.pixel_bounds,
+        BUDGETS[options.effort],
+        Recipe(),
+        options.seed,
+        device,
+    )
+
+
+def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
+    """Runs the remaining steps; after each, the run can be saved or left."""
+    for step in range(steps_done, run.total_steps):
+        metrics = run.run_step(step)
+        yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
+
+
+def finish(
+    prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
+) -> QuantizedNetwork:
+    """The finished network of a run whose last step is done."""
+    record = _record(prepared, options, run.device, run.total_steps, seconds, str(run.model), metrics)
+    return QuantizedNetwork(freeze(prepared.quantized), prepared.folded.cpu(), record)
+
+
+def finish_without_training(prepared: PreparedNetwork, options: Options, device: torch.device) -> QuantizedNetwork:
+    """Weights rounded to the grids of least squared error; no image is needed."""
+    record = _record(prepared, options, device, 0, 0.0, "", {})
+    return QuantizedNetwork(freeze(prepared.quantized), prepared.folded, record)
+
+
+def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor]:
+    """Images (contents, styles, C, H, W) of a run's generator, and the labels (contents)."""
+    random = torch.Generator().manual_seed(seed)
+    classes = run.views.classes
+    labels = torch.arange(GALLERY_CONTENTS) * classes // GALLERY_CONTENTS if classes > GALLERY_CONTENTS else None
+    content = run.model.sample(CONTENT, GALLERY_CONTENTS, random)
+    chosen = labels if labels is not None else torch.arange(GALLERY_CONTENTS) % classes
+    styles = run.model.sample(STYLE, GALLERY_STYLES, random)
+    images = sample_grid(run.generator, Content(chosen.to(run.device), content.variation), styles)
+    return images.cpu(), chosen
+
+
+def _record(
+    prepared: PreparedNetwork,
+    options: Options,
+    device: torch.device,
+    steps: int,
+    seconds: float,
+    causal_model: str,
+    metrics: Metrics,
+) -> RunRecord:
+    from causal_dfq import __version__
+
+    versions = {
+        "causal_dfq": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+    }
+    return RunRecord(
+        options=options,
+        network_digest=prepared.digest,
+        device=str(device),
+        versions=versions,
+        steps=steps,
+        seconds=seconds,
+        causal_model=causal_model,
+        last_metrics=metrics,
+    )

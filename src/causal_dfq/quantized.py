@@ -1,0 +1,221 @@
+"""The finished network: what `quantize` returns, `save` writes and `load` reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from causal_dfq.config import Options
+from causal_dfq.errors import OutputError
+from causal_dfq.files import output_error, write_atomically, write_text
+from causal_dfq.network.operations import attribute
+from causal_dfq.network.serialize import graph_from_data, graph_to_data
+from causal_dfq.quantizer.modules import (
+    ActivationQuantizer,
+    FrozenActivationQuantizer,
+    IntegerWeight,
+    WeightQuantizer,
+)
+
+MODEL_FILE, FLOAT_FILE, CONFIG_FILE = "model.safetensors", "float.safetensors", "config.json"
+FORMAT = "causal-dfq 1"
+
+
+class QuantizedTensor(BaseModel):
+    """One quantizer, as the report and the configuration name it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: str
+    bits: int
+    scale: list[float]
+    zero_point: list[int]
+
+
+class RunRecord(BaseModel):
+    """Where a quantized network comes from: everything needed to run it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    options: Options
+    reference: str | None = None
+    weights: str | None = None
+    command: str | None = None
+    network_digest: str
+    device: str
+    versions: dict[str, str]
+    steps: int
+    seconds: float
+    causal_model: str
+    last_metrics: dict[str, float]
+
+
+class QuantizedNetwork(nn.Module):
+    """A plain module on normalized images (N, C, H, W), giving logits (N, K) in float32.
+
+    Weights are held as integers; activations are rounded to the grids that an integer runtime uses.
+    `reference` is the float network on the same graph; `record` tells where it all comes from.
+    """
+
+    def __init__(self, graph: fx.GraphModule, reference: fx.GraphModule, record: RunRecord) -> None:
+        super().__init__()
+        self.graph_module = graph
+        # Kept out of the module's state: a list hides it from nn.Module.
+        self._reference = [reference]
+        self.record = record
+        self.eval()
+
+    @property
+    def reference(self) -> fx.GraphModule:
+        """The network before quantization, BatchNorm folded: images (N, C, H, W) -> logits (N, K)."""
+        return self._reference[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images (N, C, H, W) -> logits (N, K)."""
+        logits: Tensor = self.graph_module(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def quantized_tensors(self) -> list[QuantizedTensor]:
+        """Every quantizer with its bits, scales and zero points, in the order of the graph."""
+        found: dict[str, QuantizedTensor] = {}
+        for node in self.graph_module.graph.nodes:
+            if node.op != "call_module" or str(node.target) in found:
+                continue
+            module = attribute(self.graph_module, str(node.target))
+            kind = "weight" if isinstance(module, IntegerWeight) else "activation"
+            found[str(node.target)] = QuantizedTensor(
+                name=str(node.target),
+                kind=kind,
+                bits=module.bits,
+                scale=module.scale.flatten().tolist(),
+                zero_point=module.zero_point.flatten().int().tolist(),
+            )
+        return list(found.values())
+
+    def save(self, folder: str | Path) -> None:
+        """Writes model.safetensors, float.safetensors and config.json; each is whole or not there.
+
+        Raises:
+            OutputError: the folder cannot be written, or the disk is full.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(folder, error) from error
+        state, float_state = _state(self.graph_module), _state(self.reference)
+        config = {
+            "format": FORMAT,
+            **self.record.model_dump(mode="json"),
+            "quantized_tensors": [tensor.model_dump() for tensor in self.quantized_tensors()],
+            "graph": graph_to_data(self.graph_module.graph),
+            "float_graph": graph_to_data(self.reference.graph),
+        }
+        write_atomically(folder / MODEL_FILE, lambda path: save_file(state, path))
+        write_atomically(folder / FLOAT_FILE, lambda path: save_file(float_state, path))
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+
+
+def load(folder: str | Path) -> QuantizedNetwork:
+    """The quantized network that `save` wrote; runs no code from the folder.
+
+    Raises:
+        OutputError: the folder does not hold one, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OutputError(f"{folder} holds no quantized network: {CONFIG_FILE} is missing") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise OutputError(f"{folder / CONFIG_FILE} is not of the format {FORMAT!r}; quantize the network again")
+    try:
+        record = RunRecord.model_validate({name: config.get(name) for name in RunRecord.model_fields})
+        bits = {tensor["name"]: int(tensor["bits"]) for tensor in config["quantized_tensors"]}
+        graph = _rebuild(graph_from_data(config["graph"]), load_file(folder / MODEL_FILE), bits)
+        reference = _rebuild(graph_from_data(config["float_graph"]), load_file(folder / FLOAT_FILE), {})
+    except (ValidationError, SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{folder} is damaged: {error}; quantize the network again") from error
+    return QuantizedNetwork(graph, reference, record)
+
+
+@torch.no_grad()
+def freeze(module: fx.GraphModule) -> fx.GraphModule:
+    """The trained graph with integer weights and fixed grids; the trained one is left as it is."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    root = nn.Module()
+    frozen: dict[str, nn.Module] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_module":
+            continue
+        name = str(node.target)
+        quantizer = attribute(module, name)
+        if isinstance(quantizer, WeightQuantizer):
+            weight = node.args[0]
+            frozen[name] = quantizer.freeze(attribute(module, str(weight.target)))
+            node.args = ()
+        elif isinstance(quantizer, ActivationQuantizer) and name not in frozen:
+            frozen[name] = quantizer.freeze()
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            _attach(root, str(node.target), attribute(module, str(node.target)).detach().clone())
+    for name, quantizer in frozen.items():
+        _attach(root, name, quantizer)
+    return fx.GraphModule(root, graph).cpu().eval()
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+
+
+def _attach(root: nn.Module, name: str, value: Tensor | nn.Module) -> None:
+    """Sets root.a.b.c = value, making the modules on the way; tensors become buffers."""
+    *path, last = name.split(".")
+    owner = root
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = getattr(owner, part)
+    if isinstance(value, nn.Module):
+        owner.add_module(last, value)
+    elif not hasattr(owner, last):
+        owner.register_buffer(last, value)
+
+
+def _rebuild(graph: fx.Graph, state: dict[str, Tensor], bits: dict[str, int]) -> fx.GraphModule:
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            tensor = state[str(node.target)]
+            is_kernel = tensor.ndim == 4
+            _attach(
+                root,
+                str(node.target),
+                tensor.contiguous(memory_format=torch.channels_last) if is_kernel else tensor,
+            )
+    for name, width in bits.items():
+        scale, zero_point = state[f"{name}.scale"], state[f"{name}.zero_point"]
+        codes = state.get(f"{name}.codes")
+        if codes is not None:
+            memory_format = torch.channels_last if codes.ndim == 4 else torch.contiguous_format
+            _attach(
+                root,
+                name,
+                IntegerWeight(codes.contiguous(memory_format=memory_format), scale, zero_point, width),
+            )
+        else:
+            _attach(root, name, FrozenActivationQuantizer(scale, zero_point, width))
+    module = fx.GraphModule(root, graph)
+    return module.eval()

@@ -1,0 +1,63 @@
+"""The picture of synthetic images that a user judges them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from causal_dfq.causal.graph import Content
+
+
+@torch.no_grad()
+def sample_grid(generator: Callable[[Content, Tensor], Tensor], contents: Content, styles: Tensor) -> Tensor:
+    """Images (contents, styles, C, H, W): G(C_r, s_c) for every pair, made as one batch."""
+    rows, columns = len(contents), len(styles)
+    repeated = Content(contents.labels.repeat_interleave(columns), contents.variation.repeat_interleave(columns, 0))
+    images: Tensor = generator(repeated, styles.repeat(rows, 1)).unflatten(0, (rows, columns))
+    return images
+
+
+def draw_grid(
+    images: Tensor,
+    labels: Tensor,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    path: Path,
+) -> None:
+    """Writes normalized images (R, S, C, H, W) as a picture: one row a content, one column a style.
+
+    Without a known normalization the values are stretched from their 1st to their 99th percentile.
+    """
+    pixels = images.float().cpu()
+    if mean is not None and std is not None:
+        pixels = pixels * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    else:
+        sample = pixels.flatten()[:1_000_000]
+        low, high = torch.quantile(sample, 0.01), torch.quantile(sample, 0.99)
+        pixels = (pixels - low) / (high - low).clamp_min(1e-6)
+    pixels = pixels.clamp(0, 1).permute(0, 1, 3, 4, 2)
+    rows, columns = pixels.shape[:2]
+    figure = Figure(figsize=(0.75 * columns + 0.9, 0.75 * rows + 0.7))
+    axes_grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+    is_gray = pixels.shape[-1] == 1
+    for row in range(rows):
+        for column in range(columns):
+            axes = axes_grid[row, column]
+            picture = pixels[row, column]
+            if is_gray:
+                axes.imshow(picture[..., 0].numpy(), cmap="gray", vmin=0, vmax=1)
+            else:
+                axes.imshow(picture.numpy()[..., :3])
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                label = f"class {int(labels[row])}"
+                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+            if row == 0:
+                axes.set_title(f"$s_{{{column + 1}}}$", fontsize=8)
+    figure.suptitle("synthetic images: one row a content, one column a style", fontsize=9)
+    figure.savefig(path, dpi=110, bbox_inches="tight", format="png")

@@ -1,0 +1,125 @@
+"""The state of a run on disk, so that an interrupted run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from causal_dfq.errors import OutputError
+from causal_dfq.files import write_atomically
+from causal_dfq.training.equilibrium import Equilibrium
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+SECONDS_BETWEEN = 15.0
+_OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: steps done, seconds spent, and what it is a run of."""
+
+    steps_done: int
+    seconds: float
+    fingerprint: dict[str, str]
+
+
+def run_state(run: Equilibrium) -> dict[str, Tensor]:
+    """Every tensor that the next step depends on, by name."""
+    state = {f"generator.{name}": tensor for name, tensor in run.generator.state_dict().items()}
+    state |= {f"quantized.{name}": tensor for name, tensor in run.quantized.state_dict().items()}
+    for prefix, optimizer in _optimizers(run).items():
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for key in _OPTIMIZER_KEYS:
+                value = optimizer.state.get(parameter, {}).get(key)
+                if value is not None:
+                    state[f"{prefix}.{index}.{key}"] = value
+    state["random"] = run.random.get_state()
+    return state
+
+
+@torch.no_grad()
+def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
+    """Puts a run into a state that `run_state` gave."""
+    for prefix, module in (("generator.", run.generator), ("quantized.", run.quantized)):
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        module.load_state_dict(own)
+    run.restore_trainable_zero_points()
+    for prefix, optimizer in _optimizers(run).items():
+        for index, parameter in enumerate(_parameters(optimizer)):
+            keys = [key for key in _OPTIMIZER_KEYS if f"{prefix}.{index}.{key}" in state]
+            if keys:
+                optimizer.state[parameter] = {
+                    key: _placed(state[f"{prefix}.{index}.{key}"], parameter, key) for key in keys
+                }
+    run.random.set_state(state["random"])
+
+
+def _placed(value: Tensor, parameter: Tensor, key: str) -> Tensor:
+    if key == "step":
+        return value.clone()
+    return torch.empty_like(parameter).copy_(value)
+
+
+def _optimizers(run: Equilibrium) -> dict[str, torch.optim.Optimizer]:
+    return {"generator_optimizer": run.generator_optimizer, "student_optimizer": run.student_optimizer}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class CheckpointFile:
+    """The checkpoint of a run folder; `due` tells when the next one should be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CHECKPOINT_FILE
+        self._written = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last write lies long enough back."""
+        return time.monotonic() - self._written >= SECONDS_BETWEEN
+
+    def write(self, run: Equilibrium, progress: Progress) -> None:
+        """Replaces the checkpoint; the old one stays until the new one is whole.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in run_state(run).items()}
+        metadata = {
+            "steps_done": str(progress.steps_done),
+            "seconds": progress.seconds.hex(),
+            "fingerprint": json.dumps(progress.fingerprint),
+        }
+        write_atomically(self.path, lambda path: save_file(state, path, metadata))
+        self._written = time.monotonic()
+
+    def read(self) -> tuple[Progress, dict[str, Tensor]]:
+        """The progress and the state of the unfinished run.
+
+        Raises:
+            OutputError: the file is damaged.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata()
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            progress = Progress(
+                int(metadata["steps_done"]),
+                float.fromhex(metadata["seconds"]),
+                json.loads(metadata["fingerprint"]),
+            )
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise OutputError(f"{self.path} is damaged: {error}; remove the folder and start again") from error
+        return progress, state
+
+    def remove(self) -> None:
+        """Deletes the checkpoint of a finished run."""
+        self.path.unlink(missing_ok=True)
