@@ -168,11 +168,11 @@ class Equilibrium:
         loss.backward()
         self.generator_optimizer.step()
         return {
-            "generator_loss": float(loss),
-            "class_loss": float(class_loss),
-            "statistics_loss": float(statistics_loss),
-            "invariance_loss": float(invariance_loss),
-            "diversity_loss": float(diversity_loss),
+            "generator_loss": float(loss.detach()),
+            "class_loss": float(class_loss.detach()),
+            "statistics_loss": float(statistics_loss.detach()),
+            "invariance_loss": float(invariance_loss.detach()),
+            "diversity_loss": float(diversity_loss.detach()),
             "content_rate": float((logits.argmax(1) == labels).float().mean()),
         }
 
@@ -213,10 +213,10 @@ class Equilibrium:
         self.student_optimizer.step()
         with torch.no_grad():
             return {
-                "student_loss": float(loss),
-                "matching_loss": float(matching),
-                "feature_loss": float(feature_loss),
-                "contrastive_loss": float(contrastive),
+                "student_loss": float(loss.detach()),
+                "matching_loss": float(matching.detach()),
+                "feature_loss": float(feature_loss.detach()),
+                "contrastive_loss": float(contrastive.detach()),
                 "discrepancy": float(interventional_discrepancy(by_style_p, by_style_q)),
                 "sensitivity_pretrained": float(style_sensitivity(by_style_p)),
                 "sensitivity_quantized": float(style_sensitivity(by_style_q)),
