@@ -16,6 +16,8 @@ STYLE_SIZE = 32
 _SMALLEST_SIDE = 7
 _CHANNELS = (96, 64, 32, 32, 24, 16)
 _STYLE_CHANNELS = 16
+# Zero padding marks the border of a feature map: images are cut out of a larger one.
+_MARGIN = 2
 
 
 class StyledBlock(nn.Module):
@@ -23,7 +25,7 @@ class StyledBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False, padding_mode="replicate")
+        self.convolution = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
         self.style = nn.Linear(STYLE_SIZE, 2 * channels)
 
@@ -61,7 +63,8 @@ class ContentStyleGenerator(nn.Module):
         channels, height, width = image_shape
         doublings = max(1, min(len(_CHANNELS) - 1, int(math.log2(max(min(height, width) / _SMALLEST_SIDE, 1)))))
         self.image_size = (height, width)
-        self.start = (math.ceil(height / 2**doublings), math.ceil(width / 2**doublings))
+        factor = 2**doublings
+        self.start = (math.ceil((height + 2 * _MARGIN) / factor), math.ceil((width + 2 * _MARGIN) / factor))
         self.embedding = nn.Embedding(classes, VARIATION_SIZE)
         area = self.start[0] * self.start[1]
         self.layout = nn.Linear(2 * VARIATION_SIZE, _CHANNELS[0] * area)
@@ -69,7 +72,7 @@ class ContentStyleGenerator(nn.Module):
         self.start_norm = nn.BatchNorm2d(_CHANNELS[0] + _STYLE_CHANNELS, affine=False, track_running_stats=False)
         widths = (_CHANNELS[0] + _STYLE_CHANNELS, *_CHANNELS[1 : doublings + 1])
         self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in itertools.pairwise(widths))
-        self.to_image = nn.Conv2d(widths[-1], channels, 3, 1, 1, padding_mode="replicate")
+        self.to_image = nn.Conv2d(widths[-1], channels, 3, 1, 1)
         self.image_norm = nn.BatchNorm2d(channels, track_running_stats=False)
         low, high = pixel_bounds or ((-torch.inf,) * channels, (torch.inf,) * channels)
         self.register_buffer("lowest", torch.tensor(low).view(1, -1, 1, 1), persistent=False)
@@ -87,9 +90,10 @@ class ContentStyleGenerator(nn.Module):
         features = functional.leaky_relu(self.start_norm(features), 0.2)
         for block in self.blocks:
             features = block(features, style)
-        images = self.image_norm(self.to_image(features).float())
         height, width = self.image_size
-        images = images[:, :, :height, :width]
+        top, left = (features.shape[2] - height) // 2, (features.shape[3] - width) // 2
+        images = self.to_image(features)[:, :, top : top + height, left : left + width]
+        images = self.image_norm(images.float().contiguous(memory_format=torch.channels_last))
         return torch.clamp(images, self.lowest, self.highest)
 
 

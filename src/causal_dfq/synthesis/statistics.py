@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -16,10 +18,35 @@ def running_statistics(module: fx.GraphModule) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+class _BatchStatistics(torch.autograd.Function):
+    """Mean and biased variance by channel, with the gradient in one pass over the features.
+
+    d mean / d x = 1 / n and d variance / d x = 2 (x - mean) / n, with n values a channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+        epsilon = 1e-10
+        # BatchNorm's own kernel: several times faster than var_mean over the rows of channels_last.
+        _, mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, epsilon)
+        mean = mean.float()
+        ctx.save_for_backward(features, mean)
+        return mean, inverse.float().pow(-2) - epsilon
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        features, mean = ctx.saved_tensors
+        mean_gradient, variance_gradient = gradients
+        shape = (1, -1) + (1,) * (features.ndim - 2)
+        count = features.numel() // features.shape[1]
+        slope = 2 * variance_gradient / count
+        offset = mean_gradient / count - slope * mean
+        return torch.addcmul(offset.to(features.dtype).view(shape), features, slope.to(features.dtype).view(shape))
+
+
 def batch_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, each (C,), of features (N, C, ...), in float32."""
-    rows = features.movedim(1, -1).flatten(0, -2).float()
-    variance, mean = torch.var_mean(rows, 0, correction=0)
+    """Mean and biased variance of each channel, each (C,) in float32, of features (N, C, ...)."""
+    mean, variance = _BatchStatistics.apply(features)
     return mean, variance
 
 

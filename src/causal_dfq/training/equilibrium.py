@@ -11,6 +11,7 @@ discrepancy is flat: both are measured in every student step.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -226,8 +227,10 @@ class Equilibrium:
 
 def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:
     """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2 [ours, common in reconstruction]."""
+    # The norm accumulates in float32 without a float32 copy of its argument.
+    norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float32)
     errors = [
-        (value.float() - target.float()).square().mean() / target.float().square().mean().clamp_min(1e-8)
+        norm(value - target).square() / norm(target).square().clamp_min(1e-8)
         for value, target in zip(features, targets, strict=True)
     ]
     return torch.stack(errors).mean()
