@@ -10,6 +10,7 @@ from causal_dfq.quantizer.affine import (
     fake_quantize,
     integer_range,
     learned_fake_quantize,
+    learned_fake_quantize_tensor,
     quantize,
 )
 from causal_dfq.quantizer.ranges import activation_range, channel_view, weight_min_max, weight_scale
