@@ -9,8 +9,9 @@ import warnings
 import torch
 from torch import Tensor, fx, nn
 
-from causal_dfq.errors import CaptureError, WeightsError
+from causal_dfq.errors import CaptureError
 from causal_dfq.network.operations import aten
+from causal_dfq.network.weights import check_finite
 
 EXAMPLE_BATCH = 2
 _SPELLING = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
@@ -31,7 +32,7 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
             captured by torch.export (the message names the line).
         WeightsError: a parameter or buffer is not finite.
     """
-    _check_finite(network)
+    check_finite(network)
     network = _evaluation_copy(network)
     example = torch.zeros(EXAMPLE_BATCH, *input_shape)
     _check_forward(network, example)
@@ -46,16 +47,6 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
     for parameter in clean.parameters():
         parameter.requires_grad_(False)
     return clean
-
-
-def _check_finite(network: nn.Module) -> None:
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise WeightsError(
-                f"the weights hold {count} NaN or infinite values in {name!r}: the network cannot be quantized; "
-                "check the file or the training that it comes from"
-            )
 
 
 def _evaluation_copy(network: nn.Module) -> nn.Module:

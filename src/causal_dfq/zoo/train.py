@@ -23,11 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causal_dfq.zoo.architectures import MobileNetV2Small, ResNet20
+from causal_dfq.zoo.bundled import WEIGHTS, build
 from causal_dfq.zoo.muon import Muon
 from causal_dfq.zoo.training_data import LabelledImages, read_cifar10_sprites, read_fashion_mnist
-
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,6 @@ RECIPES = {
 }
 
 
-def build(name: str) -> nn.Module:
-    """The untrained network of that name."""
-    if name == "mobilenetv2-cifar10":
-        return MobileNetV2Small()
-    return ResNet20(in_channels=1 if name == "resnet20-fashion" else 3)
-
-
 def augment(images: Tensor, size: int, padding: int, generator: torch.Generator) -> Tensor:
     """Random crops of `size` pixels out of the padded images, half of them mirrored."""
     padded = functional.pad(images, (padding,) * 4)
@@ -78,7 +69,8 @@ def depthwise_in_float32(network: nn.Module) -> None:
 
     def call(module: nn.Conv2d, features: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            return module._conv_forward(features.float(), module.weight, module.bias)
+            output: Tensor = module._conv_forward(features.float(), module.weight, module.bias)
+            return output
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:

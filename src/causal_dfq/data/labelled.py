@@ -1,0 +1,153 @@
+"""Labelled images for evaluation: an ImageFolder, a folder with labels.csv, or an .npz."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2 import functional as transforms
+
+from causal_dfq.errors import DataError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Input shape (C, H, W), and the normalization of pixels in [0, 1], one value a channel."""
+
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalize(self, image: Image.Image) -> Tensor:
+        """A picture of any size -> float32 (C, H, W); the shorter side is fitted, the rest cropped.
+
+        Raises:
+            DataError: the network wants neither 1 nor 3 channels.
+        """
+        channels, height, width = self.input_shape
+        if channels not in (1, 3):
+            raise DataError(f"pictures have 1 or 3 channels, but the network wants {channels}")
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            factor = max(height / image.height, width / image.width)
+            size = [max(height, round(image.height * factor)), max(width, round(image.width * factor))]
+            resized = transforms.resize(image, size, antialias=True)
+            image = transforms.center_crop(resized, [height, width])
+        pixels = transforms.pil_to_tensor(image).float() / 255
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        normalized: Tensor = (pixels - mean) / std
+        return normalized
+
+
+class LabelledImages(Dataset[tuple[Tensor, int]]):
+    """Pictures and labels; item i is a normalized image (C, H, W) and its label."""
+
+    def __init__(
+        self,
+        source: str,
+        labels: list[int],
+        picture: Callable[[int], Image.Image],
+        preprocessing: Preprocessing,
+    ) -> None:
+        self.source = source
+        self.labels = labels
+        self._picture = picture
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._preprocessing.normalize(self._picture(index)), self.labels[index]
+
+
+def open_labelled(path: Path, preprocessing: Preprocessing) -> LabelledImages:
+    """Opens the labelled images at a path.
+
+    Raises:
+        DataError: nothing there, none of the three forms, or a form that is not kept.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a folder of labelled images or an .npz")
+    if path.is_file():
+        if path.suffix != ".npz":
+            raise DataError(f"{path} is no .npz: give an .npz with `images` and `labels`, or a folder")
+        return _open_archive(path, preprocessing)
+    if (path / "labels.csv").exists():
+        return _open_csv(path, preprocessing)
+    return _open_image_folder(path, preprocessing)
+
+
+def _open_archive(path: Path, preprocessing: Preprocessing) -> LabelledImages:
+    try:
+        with numpy.load(path, allow_pickle=False) as archive:
+            missing = [name for name in ("images", "labels") if name not in archive]
+            if missing:
+                found = ", ".join(archive.files)
+                raise DataError(f"{path} has no array {missing[0]!r}, only: {found}")
+            images, labels = archive["images"], archive["labels"]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as an .npz: {error}") from error
+    if images.dtype != numpy.uint8 or images.ndim not in (3, 4):
+        raise DataError(f"{path}: `images` must be uint8 (N, H, W, C), but it is {images.dtype} {images.shape}")
+    if images.ndim == 4 and images.shape[3] not in (1, 3):
+        raise DataError(f"{path}: `images` must have 1 or 3 channels at the end, but its shape is {images.shape}")
+    if not numpy.issubdtype(labels.dtype, numpy.integer) or labels.ndim != 1:
+        raise DataError(f"{path}: `labels` must be integers (N), but it is {labels.dtype} {labels.shape}")
+    if len(images) != len(labels):
+        raise DataError(f"{path} has {len(images)} images but {len(labels)} labels")
+    if len(images) == 0:
+        raise DataError(f"{path} holds no image")
+    gray = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
+    return LabelledImages(str(path), labels.tolist(), lambda index: Image.fromarray(gray[index]), preprocessing)
+
+
+def _open_csv(path: Path, preprocessing: Preprocessing) -> LabelledImages:
+    table = path / "labels.csv"
+    files, labels = [], []
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"file", "label"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{table} needs the columns file and label, but it has: {reader.fieldnames}")
+        for number, row in enumerate(reader, start=2):
+            candidates = [folder / row["file"] for folder in (path / "images", path)]
+            found = next((candidate for candidate in candidates if candidate.is_file()), None)
+            if found is None:
+                raise DataError(f"{table}, line {number}: {candidates[0]} does not exist")
+            try:
+                labels.append(int(row["label"]))
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{table}, line {number}: label {row['label']!r} is no integer") from error
+            files.append(found)
+    if not files:
+        raise DataError(f"{table} lists no image")
+    return LabelledImages(str(path), labels, lambda index: _decode(files[index]), preprocessing)
+
+
+def _open_image_folder(path: Path, preprocessing: Preprocessing) -> LabelledImages:
+    try:
+        samples = ImageFolder(str(path)).samples
+    except (FileNotFoundError, RuntimeError) as error:
+        raise DataError(
+            f"{path} holds no labelled images: it needs one folder a class, or images/ and labels.csv ({error})"
+        ) from error
+    labels = [label for _, label in samples]
+    return LabelledImages(str(path), labels, lambda index: _decode(Path(samples[index][0])), preprocessing)
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a picture: {error}") from error

@@ -1,0 +1,105 @@
+"""How a quantized network does beside its float parent on labelled images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from causal_dfq.data.labelled import LabelledImages
+from causal_dfq.errors import DataError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in %, of the quantized and of the float network, on the same images.
+
+    `agreement`: images on which both predict the same class. `drop`: float_top1 - top1, in points;
+    `drop_standard_error`: of the mean of the paired differences, in points.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    float_top1: float
+    float_top5: float
+    agreement: float
+    drop: float
+    drop_standard_error: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The figures by name."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate_pair(
+    quantized: nn.Module,
+    reference: nn.Module,
+    dataset: LabelledImages,
+    device: torch.device,
+    batch_size: int = 250,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Runs both networks over all images, in float32 and without autocast.
+
+    Raises:
+        DataError: a label lies outside of the network's classes.
+    """
+    started = time.monotonic()
+    quantized, reference = quantized.to(device), reference.to(device)
+    hits: dict[str, list[Tensor]] = {name: [] for name in ("top1", "top5", "float_top1", "float_top5", "same")}
+    done = 0
+    for images, labels in DataLoader(dataset, batch_size=batch_size):
+        inputs = images.to(device, memory_format=torch.channels_last)
+        logits, float_logits = quantized(inputs).cpu(), reference(inputs).cpu()
+        _check_labels(labels, logits.shape[1], dataset.source)
+        for prefix, output in (("", logits), ("float_", float_logits)):
+            ranked = output.topk(min(5, output.shape[1]), 1).indices == labels[:, None]
+            hits[f"{prefix}top1"].append(ranked[:, 0])
+            hits[f"{prefix}top5"].append(ranked.any(1))
+        hits["same"].append(logits.argmax(1) == float_logits.argmax(1))
+        done += len(labels)
+        if on_batch is not None:
+            on_batch(done, len(dataset))
+    joined = {name: torch.cat(parts).double() for name, parts in hits.items()}
+    percent = {name: 100 * float(values.mean()) for name, values in joined.items()}
+    difference = joined["float_top1"] - joined["top1"]
+    error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return Evaluation(
+        images=len(difference),
+        top1=percent["top1"],
+        top5=percent["top5"],
+        float_top1=percent["float_top1"],
+        float_top5=percent["float_top5"],
+        agreement=percent["same"],
+        drop=percent["float_top1"] - percent["top1"],
+        drop_standard_error=100 * error,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check_labels(labels: Tensor, classes: int, source: str) -> None:
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise DataError(f"{source} has the label {int(outside[0])}, but the network has {classes} classes, from 0")
+
+
+def render_table(evaluation: Evaluation, title: str) -> Table:
+    """The figures as a person reads them."""
+    table = Table(title=title)
+    for column in ("", "FP32", "quantized", "drop"):
+        table.add_column(column, justify="right" if column else "left")
+    drop = f"{evaluation.drop:.2f} ± {evaluation.drop_standard_error:.2f}"
+    top5_drop = f"{evaluation.float_top5 - evaluation.top5:.2f}"
+    table.add_row("top-1 %", f"{evaluation.float_top1:.2f}", f"{evaluation.top1:.2f}", drop)
+    table.add_row("top-5 %", f"{evaluation.float_top5:.2f}", f"{evaluation.top5:.2f}", top5_drop)
+    table.add_row("agreement %", "", f"{evaluation.agreement:.2f}", "")
+    table.add_row("images", "", f"{evaluation.images:,}", "")
+    return table

@@ -1,0 +1,171 @@
+"""Where a network comes from: a name, a factory or a file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from causal_dfq.errors import NetworkError
+from causal_dfq.network.exported import load_exported
+from causal_dfq.network.weights import check_finite, load_weights, read_weights
+from causal_dfq.zoo.bundled import BUNDLED, build, load_bundled, read_card
+
+_FORMS = "torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file of torch.export"
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network in evaluation mode on the CPU, and its preprocessing where its source tells it.
+
+    `mean` and `std` normalize pixels in [0, 1], one value a channel.
+    """
+
+    network: nn.Module
+    reference: str
+    weights: Path | None
+    input_shape: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def load_network(reference: str, weights: Path | None = None) -> LoadedNetwork:
+    """The network that a user names, with the weights of a .safetensors file where one is given.
+
+    Raises:
+        NetworkError: unknown, cannot be built, or its pretrained weights cannot be had.
+        WeightsError: the weights do not fit, are not finite, or would need unpickling.
+    """
+    loaded = _load(reference, weights)
+    check_finite(loaded.network)
+    return loaded
+
+
+def _load(reference: str, weights: Path | None) -> LoadedNetwork:
+    if reference in BUNDLED:
+        return _load_bundled(reference, weights)
+    if reference.endswith(".pt2"):
+        if weights is not None:
+            raise NetworkError(f"{reference} carries its own weights: leave --weights out")
+        module, shape = load_exported(Path(reference))
+        return LoadedNetwork(module, reference, None, shape)
+    source, separator, name = reference.partition(":")
+    if separator and source == "torchvision":
+        return _load_torchvision(name, weights)
+    if separator and source == "timm":
+        return _load_timm(name, weights)
+    if separator and name:
+        return _load_factory(source, name, weights)
+    raise NetworkError(
+        f"the network {reference!r} is not known{_close(reference, list(BUNDLED))}; "
+        f"bundled are {', '.join(BUNDLED)}; else give {_FORMS}"
+    )
+
+
+def _load_bundled(name: str, weights: Path | None) -> LoadedNetwork:
+    card = read_card(name)
+    if weights is None:
+        network = load_bundled(name)
+    else:
+        network = build(name)
+        load_weights(network, weights)
+    return LoadedNetwork(network.eval(), name, weights, card.input_shape, card.mean, card.std)
+
+
+def _load_torchvision(name: str, weights: Path | None) -> LoadedNetwork:
+    from torchvision.models import get_model, get_model_weights, list_models
+
+    if name not in list_models():
+        raise NetworkError(f"torchvision has no model {name!r}{_close(name, list_models())}")
+    default = get_model_weights(name).DEFAULT if len(get_model_weights(name)) else None
+    transforms = default.transforms() if default is not None else None
+    shape = mean = std = None
+    if transforms is not None and hasattr(transforms, "crop_size"):
+        size = int(transforms.crop_size[0])
+        shape, mean, std = (3, size, size), tuple(transforms.mean), tuple(transforms.std)
+    if weights is None:
+        network = _pretrained(f"torchvision:{name}", lambda: get_model(name, weights=default))
+    else:
+        options = _class_count(weights, 1000)
+        network = _built(f"torchvision:{name}", lambda: get_model(name, weights=None, **options))
+        load_weights(network, weights)
+    return LoadedNetwork(network.eval(), f"torchvision:{name}", weights, shape, mean, std)
+
+
+def _load_timm(name: str, weights: Path | None) -> LoadedNetwork:
+    try:
+        import timm
+    except ImportError as error:
+        raise NetworkError("timm is not installed: pip install 'causal-dfq[timm]'") from error
+    if not timm.is_model(name.split(".")[0]):
+        raise NetworkError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
+    if weights is None:
+        network = _pretrained(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+    else:
+        options = _class_count(weights, 1000)
+        network = _built(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **options))
+        load_weights(network, weights)
+    config = timm.data.resolve_model_data_config(network)
+    return LoadedNetwork(
+        network.eval(),
+        f"timm:{name}",
+        weights,
+        tuple(config["input_size"]),
+        tuple(config["mean"]),
+        tuple(config["std"]),
+    )
+
+
+def _load_factory(module_name: str, factory_name: str, weights: Path | None) -> LoadedNetwork:
+    reference = f"{module_name}:{factory_name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise NetworkError(f"{reference}: the module {module_name!r} cannot be imported: {error}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name))]
+        raise NetworkError(f"{reference}: {module_name} has no function {factory_name!r}{_close(factory_name, names)}")
+    network = _built(reference, factory)
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{reference} must return an nn.Module, but it gave {type(network).__name__}")
+    if weights is not None:
+        load_weights(network, weights)
+    return LoadedNetwork(network.eval(), reference, weights)
+
+
+def _built(reference: str, factory: Callable[[], Any]) -> nn.Module:
+    try:
+        network: nn.Module = factory()
+    except Exception as error:
+        raise NetworkError(f"{reference} cannot be built: {type(error).__name__}: {error}") from error
+    return network
+
+
+def _pretrained(reference: str, factory: Callable[[], Any]) -> nn.Module:
+    try:
+        network: nn.Module = factory()
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NetworkError(
+            f"the pretrained weights of {reference} cannot be had ({first}): give a local file with "
+            "--weights FILE.safetensors"
+        ) from error
+    return network
+
+
+def _class_count(weights: Path, usual: int) -> dict[str, Any]:
+    """num_classes where the last bias of the file tells another number than the usual one."""
+    biases = [tensor for key, tensor in read_weights(weights).items() if key.endswith("bias") and tensor.ndim == 1]
+    count = len(biases[-1]) if biases else usual
+    return {} if count == usual else {"num_classes": count}
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; close names: {', '.join(close)}" if close else ""

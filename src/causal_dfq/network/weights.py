@@ -1,0 +1,93 @@
+"""Weights from a file, without unpickling: safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from causal_dfq.errors import WeightsError
+
+_NAMED_KEYS = 5
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file; a prefix that all keys share is taken off.
+
+    Raises:
+        WeightsError: missing, of another format, or damaged.
+    """
+    if not path.is_file():
+        raise WeightsError(f"the weights {path} do not exist")
+    if path.suffix != ".safetensors":
+        target = path.with_suffix(".safetensors").name
+        raise WeightsError(
+            f"{path} is no .safetensors file: other checkpoints need unpickling, which can run any code that is in "
+            "them, so they are refused. Convert it where you trust it: "
+            'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path.name}', weights_only=True), '{target}')\""
+        )
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
+    for prefix in _PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Puts the weights of a .safetensors file into a network.
+
+    Raises:
+        WeightsError: the file cannot be read, or a key is missing, unknown or of another shape.
+    """
+    state = read_weights(path)
+    own = network.state_dict()
+    # BatchNorm's counter is of no use in evaluation mode, and many files leave it out.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    other_shape = [
+        f"{key!r} is {_shape(state[key])} in the file, {_shape(own[key])} in the network"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        *_listed("missing in the file", [repr(key) for key in missing]),
+        *_listed("unknown to the network", [repr(key) for key in unexpected]),
+        *_listed("of another shape", other_shape),
+    ]
+    if problems:
+        raise WeightsError(f"the weights {path} do not fit the network: " + "; ".join(problems))
+    network.load_state_dict(state, strict=False)
+
+
+def check_finite(network: nn.Module) -> None:
+    """Refuses a network with NaN or infinite values.
+
+    Raises:
+        WeightsError: names the first tensor that is not finite.
+    """
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise WeightsError(
+                f"the weights hold {count} NaN or infinite values in {name!r}: the network cannot be quantized; "
+                "check the file or the training that it comes from"
+            )
+
+
+def _listed(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    rest = len(entries) - _NAMED_KEYS
+    return [f"{title}: " + ", ".join(entries[:_NAMED_KEYS]) + (f" and {rest} more" if rest > 0 else "")]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
