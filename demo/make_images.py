@@ -1,6 +1,6 @@
 """Writes demo/fashion_mnist_2000.npz: the first 2,000 test images of Fashion-MNIST.
 
-    python demo/make_images.py FOLDER    (Debian's package dataset-fashion-mnist)
+python demo/make_images.py FOLDER    (Debian's package dataset-fashion-mnist)
 """
 
 from pathlib import Path

@@ -165,9 +165,9 @@ def freeze(module: fx.GraphModule) -> fx.GraphModule:
             weight = node.args[0]
             frozen[name] = quantizer.freeze(attribute(module, str(weight.target)))
             node.args = ()
+            graph.erase_node(weight)
         elif isinstance(quantizer, ActivationQuantizer) and name not in frozen:
             frozen[name] = quantizer.freeze()
-    graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.op == "get_attr":
             _attach(root, str(node.target), attribute(module, str(node.target)).detach().clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -42,13 +43,12 @@ def build(name: str) -> nn.Module:
     Raises:
         KeyError: no such name.
     """
-    builders = {
+    builders: dict[str, Callable[[], nn.Module]] = {
         "resnet20-fashion": lambda: ResNet20(in_channels=1),
         "resnet20-cifar10": ResNet20,
         "mobilenetv2-cifar10": MobileNetV2Small,
     }
-    network: nn.Module = builders[name]()
-    return network
+    return builders[name]()
 
 
 def load_bundled(name: str) -> nn.Module:

@@ -1,0 +1,230 @@
+"""The command line as a user meets it: processes, exit codes, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import causal_dfq
+from tests.e2e.factories import Residual
+
+ROOT = Path(__file__).resolve().parents[2]
+RESIDUAL = ("tests.e2e.factories:residual", "--input-shape", "3x16x16", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "tests.e2e.small_budget", *map(str, arguments)]
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def quantize(out: Path, *more: object, network: tuple[object, ...] = RESIDUAL) -> subprocess.CompletedProcess[str]:
+    return run("quantize", *network, "--effort", "fast", "--device", "cpu", "--out", out, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    done = quantize(out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_quantize_writes_the_files_and_nothing_else(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"model.safetensors", "float.safetensors", "config.json", "log.jsonl", "samples.png"}
+
+
+def test_log_holds_every_step_with_losses_and_equilibrium_quantities(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["phase"] for line in lines] == ["warm-up"] * 3 + ["equilibrium"] * 2 + ["finish"] * 3
+    assert {"class_loss", "statistics_loss", "invariance_loss", "diversity_loss"} <= set(lines[0])
+    assert {"discrepancy", "sensitivity_pretrained", "sensitivity_quantized"} <= set(lines[-1])
+
+
+def test_config_tells_how_to_repeat_the_run(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert config["options"]["bits"] == "w4a4"
+    assert config["options"]["seed"] == 0
+    assert config["reference"] == "tests.e2e.factories:residual"
+    assert "--effort fast" in config["command"]
+    assert {"torch", "python", "causal_dfq"} <= set(config["versions"])
+    kinds = [tensor["kind"] for tensor in config["quantized_tensors"]]
+    assert kinds.count("weight") == 3
+
+
+def test_weights_are_stored_as_four_bit_integers(finished: Path) -> None:
+    state = load_file(finished / "model.safetensors")
+    codes = [tensor for name, tensor in state.items() if name.endswith(".codes")]
+    assert len(codes) == 3
+    for tensor in codes:
+        assert tensor.dtype == torch.int8
+        assert tensor.min() >= -8
+        assert tensor.max() <= 7
+
+
+def test_evaluate_gives_the_figures_as_table_and_json(finished: Path, tmp_path: Path) -> None:
+    rng = numpy.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 16, 16, 3), numpy.uint8)
+    numpy.savez(tmp_path / "data.npz", images=images, labels=rng.integers(0, 4, 20))
+    done = run("evaluate", finished, "--data", tmp_path / "data.npz", "--json", tmp_path / "e.json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert figures["images"] == 20
+    assert figures["drop"] == pytest.approx(figures["float_top1"] - figures["top1"])
+    quantized = causal_dfq.load(finished)
+    inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
+    same = quantized(inputs).argmax(1) == Residual().eval()(inputs).argmax(1)
+    assert figures["agreement"] == pytest.approx(100 * same.float().mean().item())
+
+
+def test_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("quantize", *RESIDUAL, "--effort", "fast", "--device", "cpu", "--out", out)
+    environment = {**os.environ, "SECONDS_BETWEEN": "0"}
+    kills = 0
+    for attempt in range(20):
+        more = ("--resume",) if attempt else ()
+        process = subprocess.Popen(
+            command(*arguments, *more), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        log = out / "log.jsonl"
+        seen = len(log.read_text().splitlines()) if log.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and kills < 3:
+            if log.exists() and len(log.read_text().splitlines()) > seen + 1:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            time.sleep(0.002)
+        process.wait(60)
+        if process.returncode == 0:
+            break
+    assert kills >= 1
+    assert process.returncode == 0
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9))
+
+
+def test_interrupt_tells_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("quantize", *RESIDUAL, "--effort", "fast", "--device", "cpu", "--out", out)
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert (out / "checkpoint.safetensors").exists()
+    assert quantize(out).returncode == 2
+    assert quantize(out, "--resume").returncode == 0
+    assert not (out / "checkpoint.safetensors").exists()
+
+
+def test_resume_with_other_settings_is_refused(finished: Path) -> None:
+    assert_refused(quantize(finished, "--resume", "--seed", "5"), "seed was 0, now 5")
+
+
+def test_resume_of_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = (finished / "config.json").read_bytes()
+    assert quantize(finished, "--resume").returncode == 0
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_finished_folder_is_not_overwritten(finished: Path) -> None:
+    assert_refused(quantize(finished), "already holds a finished run")
+
+
+def test_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    assert_refused(quantize(tmp_path), "holds something else", "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("network", "more", "words"),
+    [
+        (("resnet20-fashoin",), (), ("resnet20-fashion", "not known")),
+        (RESIDUAL, ("--bits", "w9a4"), ("w9a4", "2 to 8")),
+        (RESIDUAL, ("--bits", "int8"), ("int8", "w4a4")),
+        (("tests.e2e.factories:missing",), (), ("no function 'missing'",)),
+        (("tests.e2e.factories:residual",), (), ("--input-shape",)),
+        (("tests.e2e.factories:not_finite", "--input-shape", "3x16x16"), (), ("1 NaN", "conv2.weight")),
+        (("tests.e2e.factories:without_norm", "--input-shape", "3x16x16"), (), ("no BatchNorm", "a32")),
+        (("tests.e2e.factories:branching", "--input-shape", "3x16x16"), (), ("captured", "factories.py", "line")),
+        (("tests.e2e.factories:residual", "--input-shape", "1x16x16"), (), ("fails on images of shape 1x16x16",)),
+        (("tests.e2e.factories:residual", "--input-shape", "16x16"), (), ("16x16", "3x224x224")),
+        (RESIDUAL, ("--weights", "net.pth"), ("net.pth",)),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    tmp_path: Path, network: tuple[str, ...], more: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    assert_refused(quantize(out, *more, network=network), *words)
+    assert not out.exists()
+
+
+def test_pickled_checkpoint_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    torch.save(Residual().state_dict(), tmp_path / "net.pth")
+    done = quantize(tmp_path / "run", "--weights", tmp_path / "net.pth")
+    assert_refused(done, "unpickling", "save_file", "weights_only=True")
+
+
+def test_weights_that_do_not_fit_name_the_key(tmp_path: Path) -> None:
+    state = Residual().state_dict()
+    state["fc.weight"] = torch.zeros(7, 8)
+    del state["bn2.bias"]
+    save_file(state, tmp_path / "net.safetensors")
+    done = quantize(tmp_path / "run", "--weights", tmp_path / "net.safetensors")
+    assert_refused(done, "'bn2.bias'", "'fc.weight' is 7x8 in the file, 4x8 in the network")
+
+
+def test_network_without_norm_keeps_its_weights_only_path(tmp_path: Path) -> None:
+    network = ("tests.e2e.factories:without_norm", "--input-shape", "3x16x16")
+    done = quantize(tmp_path / "run", "--bits", "w4a32", network=network)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert [tensor["kind"] for tensor in config["quantized_tensors"]] == ["weight", "weight"]
+
+
+def test_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from causal_dfq.errors import OutputError
+    from causal_dfq.files import write_text
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match="no disk space left"):
+        write_text(tmp_path / "config.json", "{}")
+    assert list(tmp_path.iterdir()) == []
