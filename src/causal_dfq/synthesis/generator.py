@@ -111,13 +111,19 @@ def initialize(generator: ContentStyleGenerator, random: torch.Generator) -> Non
                 parameter.zero_()
 
 
-def style_diversity_loss(images: Tensor, styles: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Mode seeking: mean over style pairs of ||s_i - s_j|| / ||G(C, s_i) - G(C, s_j)|| [ours].
+def mode_seeking_loss(causes: tuple[Tensor, Tensor], effects: tuple[Tensor, Tensor], epsilon: float = 1e-4) -> Tensor:
+    """Mean of ||z_a - z_b|| / ||x_a - x_b||: what differs in its causes must differ in the picture [ours].
 
-    Without it the generator may ignore style, and the decoupling is empty. `images` is
-    (M, N, C, H, W), `styles` (M, N, S); both distances are root mean squares.
+    Without it the generator may ignore a cause. Each pair is ((N, Z), (N, Z)) and ((N, ...), (N, ...));
+    both distances are root mean squares. After Mao et al., "Mode seeking GANs" (CVPR 2019), eq. 4.
     """
+    cause_distance = (causes[0] - causes[1]).flatten(1).square().mean(1).sqrt()
+    effect_distance = (effects[0].float() - effects[1].float()).flatten(1).square().mean(1).add(epsilon).sqrt()
+    return (cause_distance / effect_distance).mean()
+
+
+def style_diversity_loss(images: Tensor, styles: Tensor) -> Tensor:
+    """Mode seeking over all pairs of styles; images (M, N, C, H, W), styles (M, N, S)."""
     first, second = torch.triu_indices(len(styles), len(styles), 1)
-    style_distance = (styles[first] - styles[second]).square().mean(-1).sqrt()
-    image_distance = (images[first] - images[second]).flatten(2).square().mean(-1).add(epsilon).sqrt()
-    return (style_distance / image_distance).mean()
+    causes = (styles[first].flatten(0, 1), styles[second].flatten(0, 1))
+    return mode_seeking_loss(causes, (images[first].flatten(0, 1), images[second].flatten(0, 1)))

@@ -29,6 +29,7 @@ from causal_dfq.causal.graph import (
     CONTENT,
     IMAGE,
     STYLE,
+    Content,
     StructuralCausalModel,
     image_model,
     style_interventions,
@@ -39,6 +40,7 @@ from causal_dfq.synthesis.generator import (
     VARIATION_SIZE,
     ContentStyleGenerator,
     initialize,
+    mode_seeking_loss,
     style_diversity_loss,
 )
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
@@ -143,6 +145,18 @@ class Equilibrium:
             images = intervened.sample(IMAGE, contents, self.random)
         return intervened.do(image=images), images
 
+    def _twin_interventions(self, contents: int) -> StructuralCausalModel:
+        """Like `_interventions`, but content n + N / 2 has the class and the styles of content n.
+
+        Twins differ in the variation inside the class alone, so that it can be asked to show.
+        """
+        half = contents // 2
+        drawn = self.model.sample(CONTENT, 2 * half, self.random)
+        content = Content(drawn.labels[:half].repeat(2), drawn.variation)
+        style = self.model.sample(STYLE, self.recipe.styles * half, self.random)
+        twin_style = style.unflatten(0, (self.recipe.styles, half)).repeat(1, 2, 1).flatten(0, 1)
+        return self.model.do(content=content.repeat(self.recipe.styles), style=twin_style)
+
     def _by_style(self, values: Tensor) -> Tensor:
         """(M * N, ...) -> (M, N, ...)."""
         by_style: Tensor = values.unflatten(0, (self.recipe.styles, -1))
@@ -151,16 +165,31 @@ class Equilibrium:
     def _train_generator(self, rate: float) -> Metrics:
         recipe = self.recipe
         _set_rate(self.generator_optimizer, rate * recipe.generator_lr)
-        intervened, images = self._interventions(recipe.generator_contents)
-        labels = intervened.sample(CONTENT, 0, self.random).labels
+        intervened = self._twin_interventions(recipe.generator_contents)
+        content = intervened.sample(CONTENT, 0, self.random)
         style = intervened.sample(STYLE, 0, self.random)
+        labels = content.labels
+        with self.views.autocast():
+            images = intervened.sample(IMAGE, 0, self.random)
         logits, features = self.views.statistics_view(images)
         class_loss = nn.functional.cross_entropy(logits, labels)
         statistics_loss = statistics_distance(features, self.statistics)
         invariance_loss = style_sensitivity(self._by_style(logits))
         diversity_loss = style_diversity_loss(self._by_style(images), self._by_style(style))
+        twins = self._by_style(images).chunk(2, 1)
+        variation = self._by_style(content.variation).chunk(2, 1)
+        middle = self._by_style(features[len(features) // 2]).chunk(2, 1)
+        scale = self.statistics[len(features) // 2][1].mean().sqrt()
+        variation_loss = mode_seeking_loss(
+            (variation[0].flatten(0, 1), variation[1].flatten(0, 1)),
+            (twins[0].flatten(0, 1), twins[1].flatten(0, 1)),
+        ) + mode_seeking_loss(
+            (variation[0].flatten(0, 1), variation[1].flatten(0, 1)),
+            (middle[0].flatten(0, 1) / scale, middle[1].flatten(0, 1) / scale),
+        )
         loss = (
             recipe.class_weight * class_loss
+            + recipe.variation_weight * variation_loss
             + recipe.statistics_weight * statistics_loss
             + recipe.invariance_weight * invariance_loss
             + recipe.diversity_weight * diversity_loss
@@ -174,6 +203,7 @@ class Equilibrium:
             "statistics_loss": float(statistics_loss.detach()),
             "invariance_loss": float(invariance_loss.detach()),
             "diversity_loss": float(diversity_loss.detach()),
+            "variation_loss": float(variation_loss.detach()),
             "content_rate": float((logits.argmax(1) == labels).float().mean()),
         }
 
