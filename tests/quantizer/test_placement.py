@@ -1,0 +1,92 @@
+"""Which tensors each protocol quantizes."""
+
+import pytest
+import torch
+from torch import fx, nn
+
+from causal_dfq.config import BitWidths, Protocol
+from causal_dfq.network.capture import capture
+from causal_dfq.network.fold import fold_batch_norm
+from causal_dfq.quantized import freeze
+from causal_dfq.quantizer.modules import WeightQuantizer
+from causal_dfq.quantizer.placement import place_quantizers, quantized_tensors
+from tests.networks import Concatenating, Residual, SqueezeExcite, trained
+
+W4A4 = BitWidths(4, 4)
+
+
+def placed(network: nn.Module, protocol: Protocol, bits: BitWidths = W4A4) -> fx.GraphModule:
+    return place_quantizers(fold_batch_norm(capture(trained(network), (3, 8, 8))), bits, protocol)
+
+
+def names(module: fx.GraphModule) -> list[str]:
+    return [name for sources in quantized_tensors(module).values() for name in sources]
+
+
+def widths(module: fx.GraphModule, prefix: str) -> list[int]:
+    return [m.bits for name, m in module.named_modules() if name.startswith(prefix + ".")]
+
+
+def test_deploy_quantizes_what_an_integer_runtime_reads() -> None:
+    # The image, conv+ReLU, the other input of the add, add+ReLU, the pooled features; not the logits.
+    assert names(placed(Residual(), "deploy")) == ["images", "relu", "conv2d_1", "relu_1", "mean"]
+
+
+def test_both_inputs_of_a_residual_add_are_on_grids() -> None:
+    module = placed(Residual(), "deploy")
+    add = next(node for node in module.graph.nodes if "add" in node.name and node.op == "call_function")
+    assert all(str(argument.target).startswith("activation_quantizers.") for argument in add.args)
+
+
+def test_image_has_eight_bits() -> None:
+    assert widths(placed(Residual(), "deploy"), "activation_quantizers") == [8, 4, 4, 4, 4]
+
+
+def test_gdfq_quantizes_activation_functions_alone() -> None:
+    module = placed(Residual(), "gdfq")
+    assert names(module) == ["relu", "relu_1"]
+    quantizers = [m for m in module.modules() if isinstance(m, WeightQuantizer)]
+    assert any((quantizer.zero_point != 0).any() for quantizer in quantizers)
+
+
+def test_genie_quantizes_layer_inputs_with_eight_bits_at_both_ends() -> None:
+    module = placed(Residual(), "genie")
+    assert names(module) == ["images", "relu", "mean"]
+    assert widths(module, "activation_quantizers") == [8, 4, 8]
+    assert widths(module, "weight_quantizers") == [8, 4, 8]
+
+
+def test_concatenated_tensors_share_one_grid() -> None:
+    tensors = quantized_tensors(placed(Concatenating(), "deploy"))
+    assert sorted(map(sorted, tensors.values())).count(["conv2d", "conv2d_1"]) == 1
+
+
+def test_gates_and_smooth_activations_are_operations_of_their_own() -> None:
+    found = names(placed(SqueezeExcite(), "deploy"))
+    assert {"hardswish", "sigmoid", "mul"} <= set(found)
+    assert "conv2d_1" in found
+
+
+@pytest.mark.parametrize(("bits", "kinds"), [((4, 32), {"weight_quantizers"}), ((32, 4), {"activation_quantizers"})])
+def test_thirty_two_bits_leave_one_kind_alone(bits: tuple[int, int], kinds: set[str]) -> None:
+    module = placed(Residual(), "deploy", BitWidths(*bits))
+    found = {name for name in ("weight_quantizers", "activation_quantizers") if hasattr(module, name)}
+    assert found == kinds
+
+
+def test_the_folded_network_is_not_changed() -> None:
+    folded = fold_batch_norm(capture(trained(Residual()), (3, 8, 8)))
+    images = torch.randn(2, 3, 8, 8)
+    before = folded(images)
+    place_quantizers(folded, W4A4, "deploy")
+    assert torch.equal(folded(images), before)
+
+
+def test_frozen_network_gives_the_logits_of_the_trained_one() -> None:
+    module = placed(Residual(), "deploy")
+    for sources in quantized_tensors(module):
+        module.get_submodule(sources).set_range(0.11, 7.0 if "conv" in sources else 0.0)
+    frozen = freeze(module)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(frozen(images), module(images))
+    assert not list(frozen.parameters())
