@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,9 +92,8 @@ def _load_torchvision(name: str, weights: Path | None) -> LoadedNetwork:
     if weights is None:
         network = _pretrained(f"torchvision:{name}", lambda: get_model(name, weights=default))
     else:
-        options = _class_count(weights, 1000)
-        network = _built(f"torchvision:{name}", lambda: get_model(name, weights=None, **options))
-        load_weights(network, weights)
+        create = functools.partial(get_model, name, weights=None)
+        network = _with_weights(f"torchvision:{name}", create, weights)
     return LoadedNetwork(network.eval(), f"torchvision:{name}", weights, shape, mean, std)
 
 
@@ -107,9 +107,8 @@ def _load_timm(name: str, weights: Path | None) -> LoadedNetwork:
     if weights is None:
         network = _pretrained(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
     else:
-        options = _class_count(weights, 1000)
-        network = _built(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **options))
-        load_weights(network, weights)
+        create = functools.partial(timm.create_model, name, pretrained=False)
+        network = _with_weights(f"timm:{name}", create, weights)
     config = timm.data.resolve_model_data_config(network)
     return LoadedNetwork(
         network.eval(),
@@ -159,11 +158,17 @@ def _pretrained(reference: str, factory: Callable[[], Any]) -> nn.Module:
     return network
 
 
-def _class_count(weights: Path, usual: int) -> dict[str, Any]:
-    """num_classes where the last bias of the file tells another number than the usual one."""
-    biases = [tensor for key, tensor in read_weights(weights).items() if key.endswith("bias") and tensor.ndim == 1]
-    count = len(biases[-1]) if biases else usual
-    return {} if count == usual else {"num_classes": count}
+def _with_weights(reference: str, create: Callable[..., Any], weights: Path) -> nn.Module:
+    """A network for the weights of a file, with as many classes as its last layer has there."""
+    state = read_weights(weights)
+    network = _built(reference, create)
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    last = f"{layers[-1]}.weight" if layers else ""
+    own = dict(network.named_parameters()).get(last)
+    if last in state and own is not None and len(state[last]) != len(own):
+        network = _built(reference, lambda: create(num_classes=len(state[last])))
+    load_weights(network, weights)
+    return network
 
 
 def _close(name: str, known: list[str]) -> str:

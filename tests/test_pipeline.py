@@ -1,0 +1,157 @@
+"""quantize() from Python: what comes back, and that it can be kept."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import causal_dfq
+from causal_dfq.config import make_options
+from causal_dfq.errors import ConfigError, NetworkError, OutputError
+from causal_dfq.pipeline import prepare, start_run, train
+from causal_dfq.training import budget
+from causal_dfq.training.budget import Budget
+from causal_dfq.training.checkpoint import restore_state, run_state
+from tests.networks import ALL, Residual, trained
+
+SMALL = Budget(warmup_steps=2, equilibrium_steps=2, finish_steps=2, student_steps=1)
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(budget.BUDGETS, "fast", SMALL)
+
+
+def quantize(network: nn.Module, bits: str = "w4a4", **more: object) -> causal_dfq.QuantizedNetwork:
+    more = {"device": "cpu", **more}
+    return causal_dfq.quantize(network, bits, SHAPE, effort="fast", **more)  # type: ignore[arg-type]
+
+
+def images() -> torch.Tensor:
+    return torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("network", ALL, ids=lambda network: network.__name__)
+@pytest.mark.parametrize("protocol", ["deploy", "gdfq", "genie"])
+def test_any_classifier_comes_back_quantized_and_survives_saving(
+    network: type[nn.Module], protocol: str, tmp_path: Path
+) -> None:
+    quantized = quantize(trained(network()), protocol=protocol)
+    logits = quantized(images())
+    assert logits.shape == (6, 5)
+    quantized.save(tmp_path)
+    loaded = causal_dfq.load(tmp_path)
+    assert torch.equal(loaded(images()), logits)
+    assert torch.equal(loaded.reference(images()), quantized.reference(images()))
+    assert loaded.record == quantized.record
+    assert loaded.quantized_tensors() == quantized.quantized_tensors()
+
+
+def test_the_network_and_the_random_state_are_left_untouched() -> None:
+    network = trained(Residual())
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    quantize(network)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_reference_is_the_float_network() -> None:
+    network = trained(Residual())
+    torch.testing.assert_close(quantize(network).reference(images()), network(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_eight_bits_stay_close_to_the_float_network() -> None:
+    network = trained(Residual())
+    coarse, fine = quantize(network, "w3a3"), quantize(network, "w8a8")
+    errors = [(q(images()) - network(images())).square().mean() for q in (coarse, fine)]
+    assert errors[1] < errors[0] / 20
+
+
+def test_same_seed_same_bits_and_another_seed_others() -> None:
+    network = trained(Residual())
+    states = [quantize(network, seed=seed).state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("bits", ["w2a4", "w4a8", "w32a4", "w4a32"])
+def test_bits_of_weights_and_activations_go_apart(bits: str) -> None:
+    tensors = quantize(trained(Residual()), bits).quantized_tensors()
+    weight, activation = (int(part) for part in bits[1:].split("a"))
+    assert {t.bits for t in tensors if t.kind == "weight"} == ({weight} if weight < 32 else set())
+    assert {t.bits for t in tensors if t.kind == "activation"} == ({activation, 8} if activation < 32 else set())
+
+
+def test_weights_left_alone_are_those_of_the_network() -> None:
+    quantized = quantize(trained(Residual()), "w32a4")
+    for name, tensor in quantized.reference.state_dict().items():
+        assert torch.equal(quantized.state_dict()[f"graph_module.{name}"], tensor), name
+
+
+def test_on_step_hears_every_step() -> None:
+    heard: list[causal_dfq.StepReport] = []
+    quantize(trained(Residual()), on_step=heard.append)
+    assert [(report.step, report.phase.name) for report in heard] == [
+        *((1, "warm-up"), (2, "warm-up"), (3, "equilibrium"), (4, "equilibrium"), (5, "finish"), (6, "finish")),
+    ]
+
+
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_a_restored_run_ends_with_the_same_bits(done: int) -> None:
+    options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE)
+
+    def fresh() -> object:
+        return start_run(prepare(trained(Residual()), options), options, torch.device("cpu"))
+
+    whole = fresh()
+    list(train(whole))
+    broken = fresh()
+    for report in train(broken):
+        if report.step == done:
+            break
+    state = {name: tensor.clone() for name, tensor in run_state(broken).items()}
+    resumed = fresh()
+    restore_state(resumed, state)
+    list(train(resumed, done))
+    expected = run_state(whole)
+    found = run_state(resumed)
+    assert set(found) == set(expected)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_network_without_norm_needs_float_activations() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    with pytest.raises(NetworkError, match=r"no BatchNorm.*--bits w4a32"):
+        quantize(network)
+    quantized = quantize(network, "w8a32")
+    torch.testing.assert_close(quantized(images()), network(images()), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"bits": "w1a4"}, "width 1 is not possible"),
+        ({"bits": "w32a32"}, "leave everything in float"),
+        ({"mean": (0.5,), "std": (0.5,)}, "mean has 1 values, but the input has 3 channels"),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean and std belong together"),
+        ({"protocol": "fancy"}, "protocol='fancy'"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_choices_that_cannot_be_used_are_told(choices: dict[str, object], words: str) -> None:
+    choices = {"bits": "w4a4", **choices}
+    with pytest.raises(ConfigError, match=words):
+        quantize(trained(Residual()), **choices)
+
+
+def test_damaged_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"config\.json is missing"):
+        causal_dfq.load(tmp_path)
+    quantize(trained(Residual())).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(OutputError, match="damaged"):
+        causal_dfq.load(tmp_path)
