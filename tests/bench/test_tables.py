@@ -1,0 +1,41 @@
+"""Numbers go from results files into pages without hands."""
+
+import pytest
+
+from bench.main_job import CASES, summarize
+from bench.write_tables import main_job_table, replace_between
+
+
+def run(index: int, seed: int, drop: float) -> dict[str, object]:
+    figures = {"drop": drop, "top1": 90 - drop, "float_top1": 90.0, "drop_standard_error": 0.2}
+    case = CASES[index]
+    return {**vars(case), "seed": seed, "seconds": 10.0 + seed, "peak_memory_gb": 1.5, "evaluation": figures}
+
+
+def test_summary_is_mean_and_sample_deviation_over_seeds() -> None:
+    (row,) = summarize([run(1, 0, 1.0), run(1, 1, 2.0), run(1, 2, 3.0)])
+    assert row["drop"] == pytest.approx(2.0)
+    assert row["drop_spread"] == pytest.approx(1.0)
+    assert row["worst_drop"] == 3.0
+    assert row["longest"] == 12.0
+
+
+def test_table_holds_the_figures_and_their_origin() -> None:
+    results = {
+        "rows": summarize([run(0, 0, 0.125), run(0, 1, 0.125)]),
+        "machine": {"cores": 2, "processor": "Abacus"},
+        "versions": {"torch": "2.9"},
+        "commit": "0123456789abcdef",
+        "command": "python -m bench.main_job",
+    }
+    table = main_job_table(results)
+    assert "| 90.00 | 89.88 | 0.12 ± 0.00 | 10 s | 1.5 GB |" in table
+    assert "2 seeds" in table
+    assert "0123456789" in table
+
+
+def test_only_the_marked_part_of_a_page_changes() -> None:
+    page = "a\n<!-- x -->\nold\n<!-- /x -->\nb"
+    assert replace_between(page, "x", "new") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb"
+    with pytest.raises(ValueError, match="substring not found"):
+        replace_between(page, "y", "new")
