@@ -40,13 +40,12 @@ class Recipe:
     generator_contents: int = 64
     student_contents: int = 32
     styles: int = 2
-    generator_lr: float = 6e-3
+    generator_lr: float = 1e-2
     class_weight: float = 1.0
-    statistics_weight: float = 10.0
+    statistics_weight: float = 40.0
     invariance_weight: float = 0.5
     diversity_weight: float = 0.2
-    variation_weight: float = 0.2
-    adversarial_weight: float = 0.0
+    variation_weight: float = 0.05
     weight_lr: float = 0.01
     bias_lr: float = 0.01
     step_size_lr: float = 3e-3

@@ -1,0 +1,113 @@
+"""The alternation: its phases, what each step trains, and that its quantities move as they should."""
+
+import math
+
+import pytest
+import torch
+
+from causal_dfq.config import make_options
+from causal_dfq.pipeline import prepare, resolve_device
+from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
+from causal_dfq.training.budget import BUDGETS, Budget, Recipe
+from causal_dfq.training.equilibrium import Equilibrium, relative_error
+from causal_dfq.training.views import NetworkViews
+from tests.networks import Residual, trained
+
+BOUNDS = ((-2.0,) * 3, (2.0,) * 3)
+
+
+def started(budget: Budget, bits: str = "w4a4") -> Equilibrium:
+    options = make_options(bits=bits, input_shape=(3, 8, 8))
+    prepared = prepare(trained(Residual()), options)
+    views = NetworkViews(prepared.captured, prepared.folded, prepared.quantized)
+    return Equilibrium(views, (3, 8, 8), BOUNDS, budget, Recipe(), 0, resolve_device("cpu"))
+
+
+def snapshot(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def moved(module: torch.nn.Module, before: list[torch.Tensor]) -> bool:
+    return any(not torch.equal(now, then) for now, then in zip(module.parameters(), before, strict=True))
+
+
+def test_phases_follow_the_budget() -> None:
+    run = started(Budget(warmup_steps=2, equilibrium_steps=1, finish_steps=2))
+    assert [run.phase(step).name for step in range(run.total_steps)] == [
+        *("warm-up", "warm-up", "equilibrium", "finish", "finish"),
+    ]
+    with pytest.raises(ValueError, match="beyond the last"):
+        run.phase(run.total_steps)
+
+
+def test_each_phase_trains_what_it_names() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_steps=1, finish_steps=2))
+    for expected in ((True, False), (True, True), (False, True)):
+        step = {(True, False): 0, (True, True): 1, (False, True): 2}[expected]
+        generator, quantized = snapshot(run.generator), snapshot(run.quantized)
+        run.run_step(step)
+        assert (moved(run.generator, generator), moved(run.quantized, quantized)) == expected
+
+
+def test_efforts_are_ordered() -> None:
+    fast, balanced, best = (BUDGETS[effort] for effort in ("fast", "balanced", "best"))
+    for name in ("warmup_steps", "equilibrium_steps", "finish_steps"):
+        assert getattr(fast, name) < getattr(balanced, name) < getattr(best, name)
+
+
+def test_generator_comes_to_show_the_class_and_the_statistics() -> None:
+    run = started(Budget(warmup_steps=60, equilibrium_steps=1, finish_steps=1))
+    first = run.run_step(0)
+    last = [run.run_step(step) for step in range(1, 60)][-1]
+    assert last["statistics_loss"] < 0.6 * first["statistics_loss"]
+    assert last["class_loss"] < first["class_loss"]
+
+
+def test_quantized_network_comes_closer_to_the_float_one() -> None:
+    run = started(Budget(warmup_steps=10, equilibrium_steps=1, finish_steps=60), "w3a3")
+    metrics = [run.run_step(step) for step in range(run.total_steps)]
+    early = sum(m["feature_loss"] for m in metrics[10:15])
+    late = sum(m["feature_loss"] for m in metrics[-5:])
+    assert late < 0.8 * early
+
+
+def test_calibration_sets_every_grid_and_the_input_from_the_pixels() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_steps=1, finish_steps=1))
+    run._calibrate()
+    quantizers = {n: m for n, m in run.quantized.named_modules() if isinstance(m, ActivationQuantizer)}
+    assert float(quantizers["activation_quantizers.images"].scale) == pytest.approx(4 / 255, rel=1e-5)
+    assert not quantizers["activation_quantizers.relu"].zero_point.requires_grad
+    assert quantizers["activation_quantizers.conv2d_1"].zero_point.requires_grad
+    assert float(quantizers["activation_quantizers.conv2d_1"].zero_point) > 0
+
+
+def test_weights_move_in_units_of_their_step_size() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_steps=1, finish_steps=1))
+    run.run_step(0)
+    quantizer = run.quantized.get_submodule("weight_quantizers.conv2d")
+    weight = run.quantized.get_parameter("layers.conv2d.weight")
+    assert isinstance(quantizer, WeightQuantizer)
+    unit, before = float(quantizer.scale.mean()), weight.detach().clone()
+    run._calibrate()
+    run._train_student(1.0)
+    # Adam's first step has the size of the learning rate.
+    assert float((weight - before).abs().max()) == pytest.approx(Recipe().weight_lr * unit, rel=0.01)
+
+
+def test_relative_error_is_its_formula() -> None:
+    features = [torch.randn(2, 3, 4, 4), torch.randn(2, 5)]
+    targets = [feature + 0.1 * torch.randn_like(feature) for feature in features]
+    expected = [
+        float((f.double() - t.double()).square().sum() / t.double().square().sum())
+        for f, t in zip(features, targets, strict=True)
+    ]
+    assert float(relative_error(features, targets)) == pytest.approx(sum(expected) / 2, rel=1e-4)
+
+
+def test_metrics_are_finite_and_complete() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_steps=1, finish_steps=1))
+    metrics = run.run_step(0) | run.run_step(1) | run.run_step(2)
+    assert {"discrepancy", "sensitivity_pretrained", "sensitivity_quantized", "content_rate", "agreement"} <= set(
+        metrics
+    )
+    assert all(math.isfinite(value) for value in metrics.values())
