@@ -1,6 +1,6 @@
 """The interventional discrepancy of two networks, and what must come down with it.
 
-Every function takes logits under style interventions, (M, N, K): style i, content n, class k.
+Logits under style interventions are (M, N, K): style i, content n, class k.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def matching_discrepancy(pretrained: Tensor, quantized: Tensor, temperature: float = 1.0) -> Tensor:
-    """Plain distillation: mean over i and n of KL(p_P^{do(s_i)} || p_Q^{do(s_i)}) [common]."""
+    """Plain distillation: mean KL(p_P || p_Q) over all images, logits (..., K) [common]."""
     return kl_divergence(log_probabilities(pretrained, temperature), log_probabilities(quantized, temperature)).mean()
 
 

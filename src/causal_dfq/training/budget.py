@@ -38,7 +38,8 @@ class Recipe:
     """
 
     generator_contents: int = 64
-    student_contents: int = 32
+    student_contents: int = 16
+    scenes: int = 32
     styles: int = 2
     generator_lr: float = 1e-2
     class_weight: float = 1.0

@@ -43,13 +43,14 @@ from causal_dfq.synthesis.generator import (
     mode_seeking_loss,
     style_diversity_loss,
 )
+from causal_dfq.synthesis.scenes import draw_scenes
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Budget, Recipe
 from causal_dfq.training.views import NetworkViews
 
 Metrics = dict[str, float]
 WARMUP, EQUILIBRIUM, FINISH = "warm-up", "equilibrium", "finish"
-CALIBRATION_BATCHES = 4
+CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Equilibrium:
             self.generator = ContentStyleGenerator(views.classes, image_shape, pixel_bounds)
         initialize(self.generator, self.random)
         self.generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.pixel_bounds = pixel_bounds
+        self.image_shape, self.pixel_bounds = image_shape, pixel_bounds
         self.statistics = [
             (mean.to(device), variance.to(device)) for mean, variance in running_statistics(views.captured)
         ]
@@ -210,8 +211,14 @@ class Equilibrium:
     @torch.no_grad()
     def _calibrate(self) -> None:
         """Initial ranges of the activation quantizers, on images of the warmed-up generator."""
-        batches = [self._interventions(self.recipe.generator_contents)[1] for _ in range(CALIBRATION_BATCHES)]
+        batches = [self._student_images() for _ in range(CALIBRATION_BATCHES)]
         self.views.calibrate(torch.cat(batches), self.pixel_bounds)
+
+    def _student_images(self) -> Tensor:
+        """What the quantized network learns on: (M * N, ...) images under interventions, then scenes."""
+        _, images = self._interventions(self.recipe.student_contents)
+        scenes = draw_scenes(self.recipe.scenes, self.image_shape, self.random).to(self.device)
+        return torch.cat([images, torch.clamp(scenes, self.generator.lowest, self.generator.highest)])
 
     def restore_trainable_zero_points(self) -> None:
         """After loading a state: a zero point at the lowest code is fixed there, all others are learned."""
@@ -223,14 +230,18 @@ class Equilibrium:
         recipe = self.recipe
         _set_student_rates(self.student_optimizer, rate)
         with torch.no_grad():
-            _, images = self._interventions(recipe.student_contents)
+            images = self._student_images()
             target, target_features, target_embedding = self.views.pretrained_view(images)
         logits, features, embedding = self.views.quantized_view(images)
-        by_style_p, by_style_q = self._by_style(target), self._by_style(logits)
-        matching = matching_discrepancy(by_style_p, by_style_q, recipe.temperature)
+        # Scenes have no content that should outlast a change of style: the causal losses leave them out.
+        intervened = recipe.styles * recipe.student_contents
+        by_style_p, by_style_q = self._by_style(target[:intervened]), self._by_style(logits[:intervened])
+        matching = matching_discrepancy(target, logits, recipe.temperature)
         discrepancy = interventional_discrepancy(by_style_p, by_style_q, recipe.temperature)
         contrastive = contrastive_discrepancy(
-            self._by_style(target_embedding), self._by_style(embedding), recipe.contrastive_tau
+            self._by_style(target_embedding[:intervened]),
+            self._by_style(embedding[:intervened]),
+            recipe.contrastive_tau,
         )
         feature_loss = relative_error(features, target_features)
         loss = (
