@@ -23,8 +23,8 @@ class Budget:
 
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(warmup_steps=60, equilibrium_steps=5, finish_steps=30),
-    "balanced": Budget(warmup_steps=160, equilibrium_steps=60, finish_steps=300),
-    "best": Budget(warmup_steps=400, equilibrium_steps=400, finish_steps=2000),
+    "balanced": Budget(warmup_steps=160, equilibrium_steps=160, finish_steps=500, student_steps=6),
+    "best": Budget(warmup_steps=400, equilibrium_steps=600, finish_steps=2400, student_steps=6),
 }
 
 
@@ -49,8 +49,8 @@ class Recipe:
     variation_weight: float = 0.05
     weight_lr: float = 0.01
     bias_lr: float = 0.01
-    step_size_lr: float = 3e-3
-    zero_point_lr: float = 0.01
+    step_size_lr: float = 6e-3
+    zero_point_lr: float = 0.02
     temperature: float = 2.0
     matching_weight: float = 1.0
     feature_weight: float = 1.0
