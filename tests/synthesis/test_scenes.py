@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from causal_dfq.synthesis.scenes import draw_scenes
+from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
 
 
 def scenes(count: int, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> torch.Tensor:
@@ -43,3 +43,14 @@ def test_power_falls_with_frequency_as_in_natural_images() -> None:
     frequencies = torch.tensor([2, 4, 8, 16])
     slope = torch.log(power[0, frequencies[-1]] / power[0, frequencies[0]]) / torch.log(torch.tensor(8.0))
     assert -3 < float(slope) < -1
+
+
+def test_hidden_images_are_between_image_and_scene_and_show_half_of_it() -> None:
+    images, behind = torch.ones(200, 3, 32, 32), -torch.ones(200, 3, 32, 32)
+    mixed = hide_behind(images, behind, torch.Generator().manual_seed(0))
+    assert float(mixed.abs().max()) <= 1
+    assert float(mixed.mean()) == pytest.approx(0, abs=0.1)
+    # Most pixels are of one or the other, and which one differs by place and by image.
+    assert float((mixed.abs() > 0.9).float().mean()) > 0.5
+    assert float(mixed.std((1, 2, 3)).median()) > 0.5
+    assert float(mixed.mean((1, 2, 3)).std()) > 0.3

@@ -20,6 +20,7 @@ _SMALLEST_RADIUS, _LARGEST_RADIUS = 0.05, 0.45
 _BRIGHTNESS, _HUE = 0.85, 0.5
 _CLOUD_CONTRAST = 0.5
 _TEXTURE_CONTRAST = 0.6
+_OUTLINE_SLOPE, _OUTLINE_SHARPNESS, _LARGEST_THRESHOLD = 2.0, 6.0, 0.8
 _LARGEST_FREQUENCY = 14.0
 
 
@@ -49,12 +50,21 @@ def draw_scenes(count: int, image_shape: tuple[int, int, int], random: torch.Gen
         ],
         1,
     )
-    clouds = _colours((count, 1), channels, random).permute(1, 0, 2)[..., None] + _CLOUD_CONTRAST * _clouds(
-        count, image_shape, random
-    )
+    slope = 0.8 + torch.rand(count, 1, 1, 1, generator=random)
+    clouds = _CLOUD_CONTRAST * _clouds((count, *image_shape), slope, random)
+    clouds = clouds + _colours((count, 1), channels, random).permute(1, 0, 2)[..., None]
     scenes = torch.where(is_background[:, None], clouds, scenes)
     is_soft = torch.rand(count, 1, 1, 1, generator=random) < 0.5
     return torch.where(is_soft, _soften(scenes), scenes).contiguous(memory_format=torch.channels_last)
+
+
+def hide_behind(images: Tensor, scenes: Tensor, random: torch.Generator) -> Tensor:
+    """Images (N, C, H, W) of which parts, of random outline and size, are replaced by scenes (N, C, H, W)."""
+    count, _, height, width = images.shape
+    outline = _clouds((count, 1, height, width), torch.full((count, 1, 1, 1), _OUTLINE_SLOPE), random)
+    threshold = _LARGEST_THRESHOLD * (2 * torch.rand(count, 1, 1, 1, generator=random) - 1)
+    visible = torch.sigmoid(_OUTLINE_SHARPNESS * (outline - threshold)).to(images.device)
+    return torch.lerp(scenes, images, visible)
 
 
 def _topmost_shape(centre: Tensor, rows: Tensor, columns: Tensor, random: torch.Generator) -> Tensor:
@@ -112,15 +122,14 @@ def _waves(down: Tensor, right: Tensor, top: Tensor, random: torch.Generator) ->
     return _pick(uniform[2].square(), top) * phase.sin()
 
 
-def _clouds(count: int, image_shape: tuple[int, int, int], random: torch.Generator) -> Tensor:
-    """(count, C, H, W) of mean 0 and deviation about 1: noise whose amplitude falls as 1 / f^a, a in [0.8, 1.8]."""
-    channels, height, width = image_shape
+def _clouds(size: tuple[int, int, int, int], slope: Tensor, random: torch.Generator) -> Tensor:
+    """(N, C, H, W) of mean 0 and deviation 1 an image: noise whose amplitude falls as 1 / f^slope, (N, 1, 1, 1)."""
+    count, _, height, width = size
     vertical = torch.fft.fftfreq(height)[:, None]
     horizontal = torch.fft.rfftfreq(width)
     frequency = (vertical.square() + horizontal.square()).sqrt().clamp_min(1 / max(height, width))
-    slope = 0.8 + torch.rand(count, 1, 1, 1, generator=random)
     brightness = torch.randn(count, 1, height, width, generator=random)
-    hue = torch.randn(count, channels, height, width, generator=random)
+    hue = torch.randn(size, generator=random)
     noise = _BRIGHTNESS * brightness + _HUE * hue
     filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**slope, s=(height, width))
     filtered -= filtered.mean((2, 3), keepdim=True)

@@ -32,14 +32,18 @@ BUDGETS: dict[Effort, Budget] = {
 class Recipe:
     """Batch sizes, loss weights and learning rates, the same for every network and effort.
 
+    A batch of the quantized network holds `student_contents` under `styles` each, `hidden_contents` under
+    `styles` each that lie partly behind scenes, and `scenes` alone.
+
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
     codes.
     """
 
     generator_contents: int = 64
-    student_contents: int = 16
-    scenes: int = 32
+    student_contents: int = 12
+    hidden_contents: int = 10
+    scenes: int = 20
     styles: int = 2
     generator_lr: float = 1e-2
     class_weight: float = 1.0

@@ -43,7 +43,7 @@ from causal_dfq.synthesis.generator import (
     mode_seeking_loss,
     style_diversity_loss,
 )
-from causal_dfq.synthesis.scenes import draw_scenes
+from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Budget, Recipe
 from causal_dfq.training.views import NetworkViews
@@ -215,10 +215,16 @@ class Equilibrium:
         self.views.calibrate(torch.cat(batches), self.pixel_bounds)
 
     def _student_images(self) -> Tensor:
-        """What the quantized network learns on: (M * N, ...) images under interventions, then scenes."""
-        _, images = self._interventions(self.recipe.student_contents)
-        scenes = draw_scenes(self.recipe.scenes, self.image_shape, self.random).to(self.device)
-        return torch.cat([images, torch.clamp(scenes, self.generator.lowest, self.generator.highest)])
+        """What Q learns on: (M * N, ...) images under interventions, then half hidden ones, then scenes."""
+        recipe = self.recipe
+        _, images = self._interventions(recipe.student_contents + recipe.hidden_contents)
+        shown, hidden = self._by_style(images).split([recipe.student_contents, recipe.hidden_contents], 1)
+        hidden = hidden.flatten(0, 1)
+        scenes = draw_scenes(len(hidden) + recipe.scenes, self.image_shape, self.random).to(self.device)
+        scenes = torch.clamp(scenes, self.generator.lowest, self.generator.highest)
+        half_hidden = hide_behind(hidden, scenes[: len(hidden)], self.random)
+        batch = torch.cat([shown.flatten(0, 1), half_hidden, scenes[len(hidden) :]])
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def restore_trainable_zero_points(self) -> None:
         """After loading a state: a zero point at the lowest code is fixed there, all others are learned."""
@@ -233,7 +239,7 @@ class Equilibrium:
             images = self._student_images()
             target, target_features, target_embedding = self.views.pretrained_view(images)
         logits, features, embedding = self.views.quantized_view(images)
-        # Scenes have no content that should outlast a change of style: the causal losses leave them out.
+        # What a scene covers is not the content's: the causal losses see the fully shown images alone.
         intervened = recipe.styles * recipe.student_contents
         by_style_p, by_style_q = self._by_style(target[:intervened]), self._by_style(logits[:intervened])
         matching = matching_discrepancy(target, logits, recipe.temperature)
