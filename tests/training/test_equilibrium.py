@@ -78,7 +78,7 @@ def test_calibration_sets_every_grid_and_the_input_from_the_pixels() -> None:
     assert float(quantizers["activation_quantizers.images"].scale.detach()) == pytest.approx(4 / 255, rel=1e-5)
     assert not quantizers["activation_quantizers.relu"].zero_point.requires_grad
     assert quantizers["activation_quantizers.conv2d_1"].zero_point.requires_grad
-    assert float(quantizers["activation_quantizers.conv2d_1"].zero_point) > 0
+    assert float(quantizers["activation_quantizers.conv2d_1"].zero_point.detach()) > 0
 
 
 def test_weights_move_in_units_of_their_step_size() -> None:
