@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from causal_dfq.quantizer.affine import fake_quantize, integer_range
-from causal_dfq.quantizer.ranges import activation_range, affine_from_bounds, weight_min_max, weight_scale
+from causal_dfq.quantizer.ranges import activation_range, affine_from_bounds, merge, observe, weight_min_max, weight_scale
 
 
 def heavy_tailed(*shape: int) -> Tensor:
@@ -45,11 +45,11 @@ def test_activation_range_beats_the_full_range(shift: float) -> None:
         return float((rounded - values).square().sum())
 
     full = affine_from_bounds(float(values.min()), float(values.max()), 4)
-    assert error(*activation_range(values, 4)) < error(*full)
+    assert error(*activation_range(observe(values), 4)) < error(*full)
 
 
 def test_values_without_a_negative_keep_zero_point_zero() -> None:
-    assert activation_range(torch.rand(1000), 4)[1] == 0
+    assert activation_range(observe(torch.rand(1000)), 4)[1] == 0
 
 
 def test_bounds_hold_zero_exactly() -> None:
@@ -57,3 +57,17 @@ def test_bounds_hold_zero_exactly() -> None:
     assert zero_point == round(zero_point)
     assert (255 - zero_point) * scale == pytest.approx(2.13, abs=scale)
     assert (0 - zero_point) * scale == pytest.approx(-1.99, abs=scale)
+
+
+def test_sample_of_a_large_tensor_meets_every_column() -> None:
+    columns = torch.arange(32.0).expand(64, 16, 32, 32)
+    sample = observe(columns).sample
+    assert len(sample) <= 65536
+    counts = torch.bincount(sample.long(), minlength=32)
+    assert counts.min() > 0.9 * counts.max()
+
+
+def test_merged_observations_span_all_of_them() -> None:
+    merged = merge([observe(torch.tensor([1.0, 3.0])), observe(torch.tensor([-2.0, 0.5]))])
+    assert (merged.low, merged.high) == (-2.0, 3.0)
+    assert merged.sample.tolist() == [1.0, 3.0, -2.0, 0.5]

@@ -13,7 +13,7 @@ from causal_dfq.quantizer.affine import (
     learned_fake_quantize_tensor,
     quantize,
 )
-from causal_dfq.quantizer.ranges import activation_range, channel_view, weight_min_max, weight_scale
+from causal_dfq.quantizer.ranges import ObservedValues, activation_range, channel_view, weight_min_max, weight_scale
 
 
 class ActivationQuantizer(nn.Module):
@@ -40,9 +40,9 @@ class ActivationQuantizer(nn.Module):
         self.zero_point.fill_(zero_point)
         self.zero_point.requires_grad_(zero_point > 0)
 
-    def calibrate(self, values: Tensor) -> None:
-        """Sets the grid of least squared error on observed values of any shape."""
-        self.set_range(*activation_range(values, self.bits))
+    def calibrate(self, observed: ObservedValues) -> None:
+        """Sets the grid of least squared error on observed values."""
+        self.set_range(*activation_range(observed, self.bits))
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape -> the same, on the grid."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -53,16 +55,42 @@ def affine_from_bounds(low: float, high: float, bits: int) -> tuple[float, float
     return scale, float(min(max(round(-low / scale), 0), highest))
 
 
-def activation_range(values: Tensor, bits: int) -> tuple[float, float]:
-    """Scale and zero point of the unsigned grid for observed values, by search over shrunk ends.
+@dataclass(frozen=True)
+class ObservedValues:
+    """What calibration keeps of a tensor: its ends, 0 among them, and an even sample (n,) in float32."""
 
-    A tensor without negative values keeps zero point 0.
+    low: float
+    high: float
+    sample: Tensor
+
+
+def observe(values: Tensor) -> ObservedValues:
+    """Ends and sample of values of any shape."""
+    values = values.detach().flatten()
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    return ObservedValues(low, high, _even_sample(values).float())
+
+
+def merge(observed: list[ObservedValues]) -> ObservedValues:
+    """Several tensors seen as one."""
+    low, high = min(seen.low for seen in observed), max(seen.high for seen in observed)
+    sample = torch.cat([seen.sample for seen in observed])
+    return ObservedValues(low, high, _even_sample(sample))
+
+
+def _even_sample(values: Tensor) -> Tensor:
+    """At most SAMPLED_VALUES of values (n,), the same ones for the same n."""
+    # An odd stride: an even one could meet the same columns of every picture.
+    return values[:: len(values) // SAMPLED_VALUES | 1]
+
+
+def activation_range(observed: ObservedValues, bits: int) -> tuple[float, float]:
+    """Scale and zero point of the unsigned grid of least squared error, by search over shrunk ends.
+
+    A tensor without negative values keeps zero point 0. [ours], the search is common in the field.
     """
     lowest, highest = integer_range(bits, is_signed=False)
-    values = values.detach().float().flatten()
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    # An even stride keeps the sample the same for the same values, and the ends are known already.
-    values = values[:: max(1, len(values) // SAMPLED_VALUES)]
+    low, high, values = observed.low, observed.high, observed.sample
     shrinks = torch.linspace(0.1, 1.0, _ACTIVATION_SHRINKS).tolist()
     best, best_error = affine_from_bounds(low, high, bits), float("inf")
     for low_shrink in shrinks if low < 0 else [1.0]:

@@ -9,22 +9,27 @@ from causal_dfq.config import Effort
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of each phase. `effort` chooses one; nothing else depends on it.
+    """How often each network is trained. `effort` chooses a budget; nothing else depends on it.
 
-    A warm-up step trains the generator once. An equilibrium step trains the generator once, then the
-    quantized network `student_steps` times. A finish step trains the quantized network once.
+    A warm-up step trains the generator once. A round of the equilibrium trains the generator once, then
+    the quantized network `student_steps` times. A finish step trains the quantized network once.
     """
 
     warmup_steps: int
-    equilibrium_steps: int
+    equilibrium_rounds: int
     finish_steps: int
     student_steps: int = 3
 
+    @property
+    def equilibrium_steps(self) -> int:
+        """Steps of all rounds together."""
+        return self.equilibrium_rounds * (1 + self.student_steps)
+
 
 BUDGETS: dict[Effort, Budget] = {
-    "fast": Budget(warmup_steps=60, equilibrium_steps=5, finish_steps=30),
-    "balanced": Budget(warmup_steps=160, equilibrium_steps=160, finish_steps=500, student_steps=6),
-    "best": Budget(warmup_steps=400, equilibrium_steps=600, finish_steps=2400, student_steps=6),
+    "fast": Budget(warmup_steps=60, equilibrium_rounds=5, finish_steps=30),
+    "balanced": Budget(warmup_steps=160, equilibrium_rounds=160, finish_steps=500, student_steps=6),
+    "best": Budget(warmup_steps=400, equilibrium_rounds=600, finish_steps=2400, student_steps=6),
 }
 
 
@@ -37,7 +42,7 @@ class Recipe:
 
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
-    codes.
+    codes. `equilibrium_rate`: the generator's learning rate in the equilibrium, as a share of `generator_lr`.
     """
 
     generator_contents: int = 64
@@ -46,6 +51,7 @@ class Recipe:
     scenes: int = 20
     styles: int = 2
     generator_lr: float = 1e-2
+    equilibrium_rate: float = 0.3
     class_weight: float = 1.0
     statistics_weight: float = 40.0
     invariance_weight: float = 0.5

@@ -11,10 +11,10 @@ discrepancy is flat: both are measured in every student step.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -55,10 +55,16 @@ CALIBRATION_BATCHES = 8
 
 @dataclass(frozen=True)
 class Phase:
-    """Where a step stands: its phase, and the position in it from 0 to 1."""
+    """Where a step stands: the phase, its number in it from 0, and how many steps the phase has."""
 
     name: str
-    position: float
+    step: int
+    length: int
+
+    @property
+    def position(self) -> float:
+        """From 0 towards 1."""
+        return self.step / self.length
 
 
 class Equilibrium:
@@ -104,39 +110,41 @@ class Equilibrium:
 
     @property
     def total_steps(self) -> int:
-        """Steps of all phases together."""
-        return self.budget.warmup_steps + self.budget.equilibrium_steps + self.budget.finish_steps
+        """Steps of all phases together; each trains one of the two networks once."""
+        budget = self.budget
+        return budget.warmup_steps + budget.equilibrium_steps + budget.finish_steps
 
     def phase(self, step: int) -> Phase:
-        """The phase of a step, counted from 0."""
+        """The phase of a step, counted from 0.
+
+        Raises:
+            ValueError: the step lies beyond the last one.
+        """
         for name, length in (
             (WARMUP, self.budget.warmup_steps),
             (EQUILIBRIUM, self.budget.equilibrium_steps),
             (FINISH, self.budget.finish_steps),
         ):
             if step < length:
-                return Phase(name, step / length)
+                return Phase(name, step, length)
             step -= length
         raise ValueError(f"step lies {step} beyond the last one")
 
     def run_step(self, step: int) -> Metrics:
         """One step of the algorithm; returns its losses and measured quantities."""
         phase = self.phase(step)
-        if phase.name == WARMUP:
-            return self._train_generator(self._generator_rate(phase))
         if step == self.budget.warmup_steps:
             self._calibrate()
+        if phase.name == WARMUP:
+            # Constant for half of the phase, then down to the rate that the equilibrium keeps.
+            fall = max(0.0, 2 * phase.position - 1)
+            return self._train_generator(1 - (1 - self.recipe.equilibrium_rate) * fall)
         if phase.name == EQUILIBRIUM:
-            metrics = self._train_generator(self._generator_rate(phase))
-            for _ in range(self.budget.student_steps):
-                metrics |= self._train_student(1.0)
-            return metrics
+            is_generators_turn = phase.step % (1 + self.budget.student_steps) == 0
+            if is_generators_turn:
+                return self._train_generator(self.recipe.equilibrium_rate)
+            return self._train_student(1.0)
         return self._train_student(0.5 * (1 + math.cos(math.pi * phase.position)))
-
-    def _generator_rate(self, phase: Phase) -> float:
-        if phase.name == EQUILIBRIUM:
-            return 0.3
-        return 1.0 if phase.position < 0.5 else 1.0 - 1.4 * (phase.position - 0.5)
 
     def _interventions(self, contents: int) -> tuple[StructuralCausalModel, Tensor]:
         """Fresh contents under M styles: the intervened model, and its images (M * N, C, H, W)."""
@@ -211,8 +219,7 @@ class Equilibrium:
     @torch.no_grad()
     def _calibrate(self) -> None:
         """Initial ranges of the activation quantizers, on images of the warmed-up generator."""
-        batches = [self._student_images() for _ in range(CALIBRATION_BATCHES)]
-        self.views.calibrate(torch.cat(batches), self.pixel_bounds)
+        self.views.calibrate((self._student_images() for _ in range(CALIBRATION_BATCHES)), self.pixel_bounds)
 
     def _student_images(self) -> Tensor:
         """What Q learns on: (M * N, ...) images under interventions, then half hidden ones, then scenes."""
@@ -272,14 +279,30 @@ class Equilibrium:
             }
 
 
+class _RelativeError(torch.autograd.Function):
+    """|value - target|^2 / |target|^2 with its gradient 2 (value - target) / |target|^2, in three passes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, target: Tensor) -> Tensor:
+        difference = value - target
+        size = _squared_norm(target).clamp_min(1e-8)
+        ctx.save_for_backward(difference, size)
+        return _squared_norm(difference) / size
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        difference, size = ctx.saved_tensors
+        return difference * (2 * gradients[0] / size).to(difference.dtype), None
+
+
+def _squared_norm(values: Tensor) -> Tensor:
+    # Squares in the type of the values, their sum in float32: vector_norm would first copy to float32.
+    return values.square().sum(dtype=torch.float32)
+
+
 def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2 [ours, common in reconstruction]."""
-    # The norm accumulates in float32 without a float32 copy of its argument.
-    norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float32)
-    errors = [
-        norm(value - target).square() / norm(target).square().clamp_min(1e-8)
-        for value, target in zip(features, targets, strict=True)
-    ]
+    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2, targets constant [ours, common in reconstruction]."""
+    errors = [_RelativeError.apply(value, target) for value, target in zip(features, targets, strict=True)]
     return torch.stack(errors).mean()
 
 

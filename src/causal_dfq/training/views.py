@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from causal_dfq.network.operations import (
 )
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
-from causal_dfq.quantizer.ranges import affine_from_bounds
+from causal_dfq.quantizer.ranges import ObservedValues, affine_from_bounds, merge, observe
 
 
 class NetworkViews:
@@ -90,17 +91,21 @@ class NetworkViews:
         return logits.float(), values
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor, pixel_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None) -> None:
-        """Sets every activation quantizer to the grid of least squared error on these images (N, C, H, W).
+    def calibrate(
+        self, batches: Iterable[Tensor], pixel_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None
+    ) -> None:
+        """Sets every activation quantizer to the grid of least squared error on batches (N, C, H, W).
 
         The input's grid spans black to white where the normalization is known.
         """
         tensors = quantized_tensors(self.quantized)
         names = [name for names in tensors.values() for name in names]
-        if not names:
-            return
-        _, values = self._call(with_outputs(self.folded, names), images)
-        by_name = dict(zip(names, values, strict=True))
+        view = with_outputs(self.folded, names)
+        observed: dict[str, list[ObservedValues]] = {name: [] for name in names}
+        for images in batches:
+            # A quantizer keeps a sample of each batch: all values together may not fit into memory.
+            for name, values in zip(names, self._call(view, images)[1], strict=True):
+                observed[name].append(observe(values))
         inputs = {node.name for node in self.folded.graph.nodes if node.op == "placeholder"}
         for target, sources in tensors.items():
             quantizer = attribute(self.quantized, target)
@@ -109,7 +114,7 @@ class NetworkViews:
                 low, high = min(pixel_bounds[0]), max(pixel_bounds[1])
                 quantizer.set_range(*affine_from_bounds(low, high, quantizer.bits))
             else:
-                quantizer.calibrate(torch.cat([by_name[source].flatten() for source in sources]))
+                quantizer.calibrate(merge([seen for source in sources for seen in observed[source]]))
 
 
 def embedding(features: Tensor) -> Tensor:
