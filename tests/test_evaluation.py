@@ -61,6 +61,14 @@ def test_label_outside_of_the_classes_is_told(tmp_path: Path) -> None:
         evaluate_pair(network, network, dataset(tmp_path, [0, 7]), torch.device("cpu"))
 
 
+def test_class_folders_of_another_number_than_the_classes_are_told(tmp_path: Path) -> None:
+    images = dataset(tmp_path, [0, 1])
+    images.class_folders = 2
+    network = Ranking([[0]] * 2)
+    with pytest.raises(DataError, match="2 class folders, but the network has 7 classes"):
+        evaluate_pair(network, network, images, torch.device("cpu"))
+
+
 def test_table_shows_both_networks_and_the_error(tmp_path: Path) -> None:
     network = Ranking([[0]] * 4)
     found = evaluate_pair(network, network, dataset(tmp_path, [0, 0, 0, 1]), torch.device("cpu"))

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,11 +22,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from causal_dfq import __version__
 from causal_dfq.config import Effort, Protocol, make_options
 from causal_dfq.errors import CausalDFQError, ConfigError
 from causal_dfq.pipeline import StepReport, resolve_device
 from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
 app = typer.Typer(
@@ -46,17 +47,11 @@ def run() -> None:
     try:
         app()
     except CausalDFQError as error:
-        messages.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(USER_ERROR) from None
     except KeyboardInterrupt:
         messages.print("interrupted")
         raise SystemExit(INTERRUPTED) from None
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _version(is_asked: bool) -> None:
@@ -135,13 +130,16 @@ def quantize(
     shape = chosen_shape or loaded.input_shape
     if shape is None:
         raise ConfigError(f"{network} does not tell its input shape: give --input-shape, like 3x224x224")
+    # A mean of the user's and a deviation of the source's would be nobody's normalization.
+    is_chosen = chosen_mean is not None or chosen_std is not None
+    mean_values, std_values = (chosen_mean, chosen_std) if is_chosen else (loaded.mean, loaded.std)
     options = make_options(
         bits=bits,
         protocol=protocol,
         effort=effort,
         input_shape=shape,
-        mean=chosen_mean or loaded.mean,
-        std=chosen_std or loaded.std,
+        mean=mean_values,
+        std=std_values,
         seed=seed,
     )
     command = shlex.join(["causal-dfq", *sys.argv[1:]])
@@ -284,7 +282,7 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
     table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
     table.add_row("activations", f"{len(activations)} grids at {_widths(activations)}")
     if record.steps:
-        table.add_row("time", f"{record.seconds:.0f} s, {record.steps} steps on {record.device}")
+        table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
         agreement = 100 * record.last_metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
     files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")

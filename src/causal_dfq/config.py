@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,6 +87,8 @@ class Options(BaseModel):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
                 raise ValueError(f"{name} has {len(values)} values, but the input has {channels} channels")
+            if values is not None and not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} {values} must be finite")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be positive")
         return self

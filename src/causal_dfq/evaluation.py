@@ -47,10 +47,10 @@ def evaluate_pair(
     batch_size: int = 250,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Runs both networks over all images, in float32 and without autocast.
+    """Runs both networks, normalized images (N, C, H, W) -> logits (N, K), over all images in float32.
 
     Raises:
-        DataError: a label lies outside of the network's classes.
+        DataError: a label lies outside of the network's classes, or an image cannot be read.
     """
     started = time.monotonic()
     quantized, reference = quantized.to(device), reference.to(device)
@@ -59,7 +59,7 @@ def evaluate_pair(
     for images, labels in DataLoader(dataset, batch_size=batch_size):
         inputs = images.to(device, memory_format=torch.channels_last)
         logits, float_logits = quantized(inputs).cpu(), reference(inputs).cpu()
-        _check_labels(labels, logits.shape[1], dataset.source)
+        _check_labels(labels, logits.shape[1], dataset)
         for prefix, output in (("", logits), ("float_", float_logits)):
             ranked = output.topk(min(5, output.shape[1]), 1).indices == labels[:, None]
             hits[f"{prefix}top1"].append(ranked[:, 0])
@@ -85,7 +85,13 @@ def evaluate_pair(
     )
 
 
-def _check_labels(labels: Tensor, classes: int, source: str) -> None:
+def _check_labels(labels: Tensor, classes: int, dataset: LabelledImages) -> None:
+    source, folders = dataset.source, dataset.class_folders
+    if folders is not None and folders != classes:
+        raise DataError(
+            f"{source} has {folders} class folders, but the network has {classes} classes: labels are counted from the "
+            "sorted folders, so each class needs one; or give images/ and labels.csv"
+        )
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise DataError(f"{source} has the label {int(outside[0])}, but the network has {classes} classes, from 0")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import save
+from torch import Tensor
+
 from causal_dfq.errors import OutputError
+
+_MARK = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -16,28 +22,49 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.name}{_MARK}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise output_error(path, error) from error
-    except Exception as error:
-        # safetensors reports a full disk in an exception of its own.
-        if "No space left" in str(error):
-            raise output_error(path, OSError(errno.ENOSPC, "No space left on device")) from error
-        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is what a kill left of a write; the next write replaces it."""
+    return path.name.startswith(".") and _MARK in path.name
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a .safetensors file atomically.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    # safetensors' own writer leaves a file under a random name when it is killed.
+    content = save(tensors, metadata)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def detached_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a .safetensors file wants them: on the CPU, contiguous, none sharing memory."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
     """The sentence for a failed write."""
     if error.errno == errno.ENOSPC:
-        return OutputError(f"no disk space left to write {path}; free some, then go on with --resume")
+        return OutputError(f"no disk space left to write {path}; free some; an interrupted run goes on with --resume")
     return OutputError(f"cannot write {path}: {error.strerror or error}")

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy
 import torch
@@ -24,6 +24,7 @@ from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.budget import BUDGETS, Recipe
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
 from causal_dfq.training.views import NetworkViews
+from causal_dfq.version import __version__
 
 GALLERY_CONTENTS, GALLERY_STYLES = 10, 8
 
@@ -35,6 +36,11 @@ class PreparedNetwork:
     captured: fx.GraphModule
     folded: fx.GraphModule
     quantized: fx.GraphModule
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether images can be synthesized at all; without BatchNorm, weights are rounded as they are."""
+        return bool(batch_norm_nodes(self.captured.graph))
 
     @property
     def digest(self) -> str:
@@ -91,7 +97,7 @@ def quantize(
     )
     place = resolve_device(device)
     prepared = prepare(network, options)
-    if not needs_training(prepared, options):
+    if not prepared.has_statistics:
         return finish_without_training(prepared, options, place)
     started = time.monotonic()
     run = start_run(prepared, options, place)
@@ -125,11 +131,6 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
         )
     folded = fold_batch_norm(captured)
     return PreparedNetwork(captured, folded, place_quantizers(folded, options.widths, options.protocol))
-
-
-def needs_training(prepared: PreparedNetwork, options: Options) -> bool:
-    """Whether images can be synthesized at all; without BatchNorm, weights are rounded as they are."""
-    return bool(batch_norm_nodes(prepared.captured.graph))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -197,6 +198,16 @@ def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor]:
     return images.cpu(), chosen
 
 
+def versions() -> dict[str, str]:
+    """What a run's numbers depend on besides its options and its network."""
+    return {
+        "causal_dfq": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+    }
+
+
 def _record(
     prepared: PreparedNetwork,
     options: Options,
@@ -206,19 +217,14 @@ def _record(
     causal_model: str,
     metrics: Metrics,
 ) -> RunRecord:
-    from causal_dfq import __version__
-
-    versions = {
-        "causal_dfq": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": numpy.__version__,
-    }
     return RunRecord(
         options=options,
         network_digest=prepared.digest,
         device=str(device),
-        versions=versions,
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        budget=asdict(BUDGETS[options.effort]),
+        recipe=asdict(Recipe()),
         steps=steps,
         seconds=seconds,
         causal_model=causal_model,

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from causal_dfq.config import Options
 from causal_dfq.errors import OutputError
-from causal_dfq.files import output_error, write_atomically, write_text
+from causal_dfq.files import detached_state, output_error, write_tensors, write_text
 from causal_dfq.network.operations import attribute
 from causal_dfq.network.serialize import graph_from_data, graph_to_data
 from causal_dfq.quantizer.modules import (
@@ -51,7 +51,10 @@ class RunRecord(BaseModel):
     command: str | None = None
     network_digest: str
     device: str
+    threads: int
     versions: dict[str, str]
+    budget: dict[str, int]
+    recipe: dict[str, float]
     steps: int
     seconds: float
     causal_model: str
@@ -111,7 +114,6 @@ class QuantizedNetwork(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(folder, error) from error
-        state, float_state = _state(self.graph_module), _state(self.reference)
         config = {
             "format": FORMAT,
             **self.record.model_dump(mode="json"),
@@ -119,8 +121,10 @@ class QuantizedNetwork(nn.Module):
             "graph": graph_to_data(self.graph_module.graph),
             "float_graph": graph_to_data(self.reference.graph),
         }
-        write_atomically(folder / MODEL_FILE, lambda path: save_file(state, path))
-        write_atomically(folder / FLOAT_FILE, lambda path: save_file(float_state, path))
+        # The configuration makes a folder a finished one: it goes first and comes last.
+        _remove(folder / CONFIG_FILE)
+        write_tensors(folder / MODEL_FILE, detached_state(self.graph_module.state_dict()))
+        write_tensors(folder / FLOAT_FILE, detached_state(self.reference.state_dict()))
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
 
 
@@ -131,22 +135,36 @@ def load(folder: str | Path) -> QuantizedNetwork:
         OutputError: the folder does not hold one, or a file of it is damaged.
     """
     folder = Path(folder)
+    config = _read_config(folder)
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        record = RunRecord.model_validate({name: config.get(name) for name in RunRecord.model_fields})
+        bits = {tensor["name"]: int(tensor["bits"]) for tensor in config["quantized_tensors"]}
+        graph = _rebuild(graph_from_data(config["graph"]), load_file(folder / MODEL_FILE), bits)
+        reference = _rebuild(graph_from_data(config["float_graph"]), load_file(folder / FLOAT_FILE), {})
+    except (ValidationError, SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise OutputError(f"{folder} is damaged: {error}; quantize the network again") from error
+    return QuantizedNetwork(graph, reference, record)
+
+
+def is_quantized_folder(folder: Path) -> bool:
+    """Whether the folder's configuration is one that `save` wrote."""
+    try:
+        _read_config(folder)
+    except OutputError:
+        return False
+    return True
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OutputError(f"{folder} holds no quantized network: {CONFIG_FILE} is missing") from error
     except (OSError, ValueError) as error:
         raise OutputError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise OutputError(f"{folder / CONFIG_FILE} is not of the format {FORMAT!r}; quantize the network again")
-    try:
-        record = RunRecord.model_validate({name: config.get(name) for name in RunRecord.model_fields})
-        bits = {tensor["name"]: int(tensor["bits"]) for tensor in config["quantized_tensors"]}
-        graph = _rebuild(graph_from_data(config["graph"]), load_file(folder / MODEL_FILE), bits)
-        reference = _rebuild(graph_from_data(config["float_graph"]), load_file(folder / FLOAT_FILE), {})
-    except (ValidationError, SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{folder} is damaged: {error}; quantize the network again") from error
-    return QuantizedNetwork(graph, reference, record)
+    return config
 
 
 @torch.no_grad()
@@ -176,8 +194,11 @@ def freeze(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(root, graph).cpu().eval()
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _attach(root: nn.Module, name: str, value: Tensor | nn.Module) -> None:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -17,20 +17,21 @@ from torch import nn
 
 from causal_dfq.config import Options
 from causal_dfq.errors import OutputError
-from causal_dfq.files import output_error, write_atomically
+from causal_dfq.files import is_partial, output_error, write_atomically, write_text
 from causal_dfq.pipeline import (
     PreparedNetwork,
     StepReport,
     finish,
     finish_without_training,
     gallery,
-    needs_training,
     prepare,
     start_run,
     train,
+    versions,
 )
-from causal_dfq.quantized import CONFIG_FILE, QuantizedNetwork, load
+from causal_dfq.quantized import CONFIG_FILE, QuantizedNetwork, is_quantized_folder, load
 from causal_dfq.synthesis.gallery import draw_grid
+from causal_dfq.training.budget import BUDGETS, Recipe
 from causal_dfq.training.checkpoint import CHECKPOINT_FILE, CheckpointFile, Progress, restore_state
 from causal_dfq.training.equilibrium import Equilibrium, Metrics
 
@@ -76,17 +77,17 @@ def quantize_to_folder(
     """
     _check_folder(folder, resume)
     prepared = prepare(network, options)
-    fingerprint = _fingerprint(prepared, options)
     if (folder / CONFIG_FILE).exists():
-        return _already_finished(folder, fingerprint)
+        return _already_finished(folder, _settings(options, prepared.digest))
+    fingerprint = _settings(options, prepared.digest) | _surroundings(options, device)
     _check_disk_space(folder, prepared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(folder, error) from error
-    if not needs_training(prepared, options):
+    if not prepared.has_statistics:
         quantized = finish_without_training(prepared, options, device)
-        (folder / LOG_FILE).touch()
+        write_text(folder / LOG_FILE, "")
         return _save(quantized, folder, source)
     run = start_run(prepared, options, device)
     progress = _run_steps(run, folder, resume, fingerprint, on_step)
@@ -136,15 +137,13 @@ def _run_steps(
 
 
 def _check_folder(folder: Path, resume: bool) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file: name another folder with --out")
-    # A write that a kill cut short leaves a hidden partial file, which the next write replaces.
-    found = {
-        path.name for path in folder.iterdir() if not path.name.endswith((".partial",)) and ".partial" not in path.name
-    }
-    strangers = sorted(found - _OWN_FILES)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file: name another folder with --out")
+        found = {path.name for path in folder.iterdir() if not is_partial(path)} if folder.exists() else set()
+    except OSError as error:
+        raise OutputError(f"cannot read {folder}: {error.strerror or error}") from error
+    strangers = sorted(found - _OWN_FILES) or ([] if _is_run(folder, found) else sorted(found))
     if strangers:
         raise OutputError(
             f"{folder} holds something else ({', '.join(strangers[:3])}): name an empty or new folder with --out"
@@ -155,21 +154,36 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise OutputError(f"{folder} already holds {kind}: {hint}, or remove the folder")
 
 
-def _already_finished(folder: Path, fingerprint: dict[str, str]) -> QuantizedNetwork:
+def _is_run(folder: Path, found: set[str]) -> bool:
+    """Whether the files are a run's, and not somebody's files of the same names."""
+    if CHECKPOINT_FILE in found or is_quantized_folder(folder):
+        return True
+    if LOG_FILE not in found or CONFIG_FILE in found:
+        return False
+    with (folder / LOG_FILE).open(encoding="utf-8", errors="replace") as log:
+        first = log.readline()
+    # A kill may have cut the only line.
+    return first.startswith('{"step": ') or first in '{"step": '
+
+
+def _already_finished(folder: Path, settings: dict[str, str]) -> QuantizedNetwork:
     quantized = load(folder)
     record = quantized.record
-    _check_same_run(folder, _fingerprint_entries(record.options, record.network_digest), fingerprint)
+    _check_same_run(folder, _settings(record.options, record.network_digest), settings)
     CheckpointFile(folder).remove()
     return quantized
 
 
-def _fingerprint(prepared: PreparedNetwork, options: Options) -> dict[str, str]:
-    return _fingerprint_entries(options, prepared.digest)
-
-
-def _fingerprint_entries(options: Options, digest: str) -> dict[str, str]:
+def _settings(options: Options, digest: str) -> dict[str, str]:
+    """What the user chose."""
     entries = {name: json.dumps(value) for name, value in options.model_dump(mode="json").items()}
     return {**entries, "network's weights": digest[:16]}
+
+
+def _surroundings(options: Options, device: torch.device) -> dict[str, str]:
+    """What else decides the bits of a run; an unfinished one cannot go on under another."""
+    budget, recipe = asdict(BUDGETS[options.effort]), asdict(Recipe())
+    return {"device": device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
 
 
 def _check_same_run(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
@@ -213,7 +227,7 @@ def _cut_log(path: Path, steps_done: int) -> None:
     if not path.exists():
         return
     kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps_done]
-    write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+    write_text(path, "".join(kept))
 
 
 def _last_metrics(path: Path) -> Metrics:

@@ -122,3 +122,21 @@ def test_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,label\nbad.png,0\n")
     with pytest.raises(DataError, match=r"bad\.png cannot be read"):
         open_labelled(tmp_path, RGB)[0]
+
+
+def test_table_of_a_spreadsheet_with_byte_order_mark(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", ["x.png", "y.png", "z.png"])
+    (tmp_path / "labels.csv").write_text("file,label\nz.png,7\nx.png,5\ny.png,6\n", encoding="utf-8-sig")
+    assert stacked(tmp_path)[1] == [7, 5, 6]
+
+
+def test_images_without_table_are_no_class(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", ["x.png", "y.png", "z.png"])
+    with pytest.raises(DataError, match=r"images/ but no labels\.csv"):
+        open_labelled(tmp_path, RGB)
+
+
+def test_table_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe.png,1\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        open_labelled(tmp_path, RGB)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import causal_dfq
+from causal_dfq.config import make_options
+from causal_dfq.errors import OutputError
 from tests.e2e.factories import Residual
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,8 +221,83 @@ def test_network_without_norm_keeps_its_weights_only_path(tmp_path: Path) -> Non
     assert [tensor["kind"] for tensor in config["quantized_tensors"]] == ["weight", "weight"]
 
 
+def test_file_of_the_users_under_a_name_of_ours_is_left_alone(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "log.jsonl", "config.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("the user's")
+        for more in ((), ("--resume",)):
+            assert_refused(quantize(folder, *more), "holds something else", name)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "the user's"
+
+
+def test_what_a_kill_leaves_does_not_stop_the_next_run(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".checkpoint.safetensors.partial.safetensors").write_bytes(b"half")
+    (out / "log.jsonl").write_text('{"step": 1, "pha')
+    assert quantize(out, "--resume").returncode == 0
+    assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    assert_refused(quantize(tmp_path / "run"), "is a file", "--out")
+
+
+def test_write_that_the_system_refuses_is_told_and_leaves_no_half_file(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command("quantize", *RESIDUAL, "--effort", "fast", "--device", "cpu", "--out", out),
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        # The log fits, a checkpoint does not.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert_refused(done, "cannot write", "checkpoint.safetensors")
+    assert [path.name for path in out.iterdir()] == ["log.jsonl"]
+
+
+def test_no_disk_space_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from causal_dfq import run_folder
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    options = make_options(input_shape=(3, 16, 16), effort="fast")
+    source = run_folder.Source("residual", None, "")
+    with pytest.raises(OutputError, match=r"no disk space for .*, 0 MB are free"):
+        run_folder.quantize_to_folder(
+            Residual(), options, torch.device("cpu"), tmp_path / "run", source, False, lambda report: None
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_lists_the_bundled_networks_with_their_accuracy() -> None:
+    done = run("models")
+    assert done.returncode == 0
+    for name in ("resnet20-fashion", "resnet20-cifar10", "mobilenetv2-cifar10"):
+        assert name in done.stdout
+
+
+def test_evaluate_tells_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    assert_refused(run("evaluate", tmp_path, "--data", tmp_path), "config.json is missing")
+    assert_refused(run("evaluate", finished, "--data", tmp_path / "no.npz"), "no.npz does not exist")
+
+
+def test_mean_without_std_is_refused_and_not_completed_from_the_source(tmp_path: Path) -> None:
+    done = quantize(tmp_path / "run", "--mean", "0.5", network=("resnet20-fashion",))
+    assert_refused(done, "mean and std belong together")
+    done = quantize(tmp_path / "run", "--mean", "nan", "--std", "1", network=("resnet20-fashion",))
+    assert_refused(done, "mean", "finite")
+
+
 def test_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from causal_dfq.errors import OutputError
     from causal_dfq.files import write_text
 
     def full(*arguments: object, **options: object) -> None:

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from causal_dfq.quantizer.affine import fake_quantize, integer_range
-from causal_dfq.quantizer.ranges import activation_range, affine_from_bounds, merge, observe, weight_min_max, weight_scale
+from causal_dfq.quantizer.ranges import (
+    activation_range,
+    affine_from_bounds,
+    merge,
+    observe,
+    weight_min_max,
+    weight_scale,
+)
 
 
 def heavy_tailed(*shape: int) -> Tensor:

@@ -49,7 +49,10 @@ class Preprocessing:
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """Pictures and labels; item i is a normalized image (C, H, W) and its label."""
+    """Pictures and labels; item i is a normalized image (C, H, W) and its label.
+
+    `class_folders`: how many folders the labels were counted from, where they were.
+    """
 
     def __init__(
         self,
@@ -57,8 +60,10 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         labels: list[int],
         picture: Callable[[int], Image.Image],
         preprocessing: Preprocessing,
+        class_folders: int | None = None,
     ) -> None:
         self.source = source
+        self.class_folders = class_folders
         self.labels = labels
         self._picture = picture
         self._preprocessing = preprocessing
@@ -114,34 +119,51 @@ def _open_archive(path: Path, preprocessing: Preprocessing) -> LabelledImages:
 def _open_csv(path: Path, preprocessing: Preprocessing) -> LabelledImages:
     table = path / "labels.csv"
     files, labels = [], []
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise DataError(f"{table} needs the columns file and label, but it has: {reader.fieldnames}")
-        for number, row in enumerate(reader, start=2):
-            candidates = [folder / row["file"] for folder in (path / "images", path)]
-            found = next((candidate for candidate in candidates if candidate.is_file()), None)
-            if found is None:
-                raise DataError(f"{table}, line {number}: {candidates[0]} does not exist")
-            try:
-                labels.append(int(row["label"]))
-            except (TypeError, ValueError) as error:
-                raise DataError(f"{table}, line {number}: label {row['label']!r} is no integer") from error
-            files.append(found)
+    for number, row in enumerate(_read_rows(table), start=2):
+        candidates = [folder / (row["file"] or "") for folder in (path / "images", path)]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise DataError(f"{table}, line {number}: {candidates[0]} does not exist")
+        try:
+            labels.append(int(row["label"]))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{table}, line {number}: label {row['label']!r} is no integer") from error
+        files.append(found)
     if not files:
         raise DataError(f"{table} lists no image")
-    return LabelledImages(str(path), labels, lambda index: _decode(files[index]), preprocessing)
+    return LabelledImages(str(path), labels, _picture_of_file(files), preprocessing)
+
+
+def _read_rows(table: Path) -> list[dict[str, str]]:
+    try:
+        # Spreadsheets put a byte order mark before the first column's name.
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames, list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} cannot be read as comma-separated UTF-8 text: {error}") from error
+    if not {"file", "label"} <= set(columns or ()):
+        raise DataError(f"{table} needs the columns file and label, but it has: {columns}")
+    return rows
 
 
 def _open_image_folder(path: Path, preprocessing: Preprocessing) -> LabelledImages:
     try:
-        samples = ImageFolder(str(path)).samples
+        folder = ImageFolder(str(path))
     except (FileNotFoundError, RuntimeError) as error:
         raise DataError(
             f"{path} holds no labelled images: it needs one folder a class, or images/ and labels.csv ({error})"
         ) from error
+    if folder.classes == ["images"]:
+        raise DataError(f"{path} has images/ but no labels.csv: add one with the columns file and label")
+    samples = folder.samples
     labels = [label for _, label in samples]
-    return LabelledImages(str(path), labels, lambda index: _decode(Path(samples[index][0])), preprocessing)
+    picture = _picture_of_file([Path(file) for file, _ in samples])
+    return LabelledImages(str(path), labels, picture, preprocessing, class_folders=len(folder.classes))
+
+
+def _picture_of_file(files: list[Path]) -> Callable[[int], Image.Image]:
+    return lambda index: _decode(files[index])
 
 
 def _decode(path: Path) -> Image.Image:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from causal_dfq.errors import OutputError
-from causal_dfq.files import write_atomically
+from causal_dfq.files import detached_state, write_tensors
 from causal_dfq.training.equilibrium import Equilibrium
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -92,13 +91,12 @@ class CheckpointFile:
         Raises:
             OutputError: the disk is full, or the folder cannot be written.
         """
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in run_state(run).items()}
         metadata = {
             "steps_done": str(progress.steps_done),
             "seconds": progress.seconds.hex(),
             "fingerprint": json.dumps(progress.fingerprint),
         }
-        write_atomically(self.path, lambda path: save_file(state, path, metadata))
+        write_tensors(self.path, detached_state(run_state(run)), metadata)
         self._written = time.monotonic()
 
     def read(self) -> tuple[Progress, dict[str, Tensor]]:
