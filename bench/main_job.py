@@ -118,6 +118,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 **asdict(case),
                 "seeds": [run["seed"] for run in of_case],
+                "images": of_case[0]["evaluation"]["images"],
                 "float_top1": of_case[0]["evaluation"]["float_top1"],
                 "top1": statistics.mean(run["evaluation"]["top1"] for run in of_case),
                 "drop": statistics.mean(drops),
@@ -167,6 +168,7 @@ def main(
         index, seed = map(int, one.split(","))
         print(json.dumps(run_case(CASES[index], seed, shared)))
         return
+    origin = describe()
     runs: list[dict[str, Any]] = []
     for seed in map(int, seeds.split(",")):
         for index, case in enumerate(CASES):
@@ -181,7 +183,7 @@ def main(
             drop, seconds = run["evaluation"]["drop"], run["seconds"]
             print(f"{case.network} {case.bits} seed {seed}: drop {drop:.2f} in {seconds:.0f} s", flush=True)
             out.parent.mkdir(parents=True, exist_ok=True)
-            content = {**describe(), "rows": summarize(runs), "runs": runs}
+            content = {**origin, "rows": summarize(runs), "runs": runs}
             out.write_text(json.dumps(content, indent=1) + "\n")
     Console().print(render(summarize(runs)))
 

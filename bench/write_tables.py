@@ -34,8 +34,8 @@ def main_job_table(results: dict[str, Any]) -> str:
     torch_version = results["versions"]["torch"]
     lines += [
         "",
-        f"Top-1 in % on 5,000 development images of CIFAR-10 or CIFAR-100; mean and standard deviation over "
-        f"{len(first['seeds'])} seeds, last step; {machine['cores']} cores of an {machine['processor']}, "
+        f"Top-1 in % on {first['images']:,} development images of CIFAR-10 or CIFAR-100; mean and standard deviation "
+        f"over {len(first['seeds'])} seeds, last step; {machine['cores']} cores of an {machine['processor']}, "
         f"torch {torch_version}, commit {results['commit'][:10]}: `{results['command']}`. The paired standard error of "
         f"a drop is about {max(row['paired_error'] for row in results['rows']):.1f} points. "
         "Weights per channel, activations per tensor and static, the residual adds included; the input image has "

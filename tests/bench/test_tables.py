@@ -7,7 +7,7 @@ from bench.write_tables import main_job_table, replace_between
 
 
 def run(index: int, seed: int, drop: float) -> dict[str, object]:
-    figures = {"drop": drop, "top1": 90 - drop, "float_top1": 90.0, "drop_standard_error": 0.2}
+    figures = {"drop": drop, "top1": 90 - drop, "float_top1": 90.0, "drop_standard_error": 0.2, "images": 4000}
     case = CASES[index]
     return {**vars(case), "seed": seed, "seconds": 10.0 + seed, "peak_memory_gb": 1.5, "evaluation": figures}
 
@@ -31,6 +31,7 @@ def test_table_holds_the_figures_and_their_origin() -> None:
     table = main_job_table(results)
     assert "| 90.00 | 89.88 | 0.12 ± 0.00 | 10 s | 1.5 GB |" in table
     assert "2 seeds" in table
+    assert "4,000 development images" in table
     assert "0123456789" in table
 
 

@@ -1,13 +1,17 @@
 """One capture, folded: the same function, whatever the forward looks like."""
 
 import copy
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from causal_dfq.errors import CaptureError, OutputError, WeightsError
 from causal_dfq.network.capture import capture
+from causal_dfq.network.error_text import failing_line
 from causal_dfq.network.fold import fold_batch_norm
 from causal_dfq.network.operations import batch_norm_nodes, with_outputs
 from causal_dfq.network.serialize import graph_from_data, graph_to_data
@@ -117,8 +121,178 @@ def test_graph_survives_json_to_the_bit(network: nn.Module) -> None:
     assert torch.equal(rebuilt(images()), folded(images()))
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "operator.attrgetter", "aten.__class__.default"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.eval", "operator.attrgetter", "aten.__class__.default", "aten.save.default"]
+)
 def test_saved_graph_cannot_name_other_functions(target: str) -> None:
     data = [{"name": "x", "op": "call_function", "target": target, "args": ["echo"], "kwargs": {"dict": {}}}]
     with pytest.raises(OutputError, match="cannot be read"):
         graph_from_data(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"op": "call_method"},
+        {"op": "root"},
+        {"name": "x; import os"},
+        {"name": "lambda"},
+        {"op": "placeholder", "target": "x=print(1)"},
+        {"op": "placeholder", "target": "*x"},
+        {"op": "get_attr", "target": 'layers.a") or print("'},
+        {"op": "call_module", "target": "layers..weight"},
+        {"op": "output", "target": "print(1)"},
+        {"kwargs": {"dict": {"dim=print(1), other": 1}}},
+        {"args": [{"device": "nowhere"}]},
+    ],
+    ids=str,
+)
+def test_saved_graph_cannot_hold_source_code(change: dict[str, object]) -> None:
+    node = {"name": "x", "op": "call_function", "target": "aten.relu.default", "args": [], "kwargs": {"dict": {}}}
+    graph_from_data([node])
+    with pytest.raises(OutputError, match="cannot be read"):
+        graph_from_data([node | change])
+
+
+def test_write_into_a_slice_is_refused() -> None:
+    class Slicing(Residual):
+        def forward(self, images: Tensor) -> Tensor:
+            images = images * 1
+            images[:, :1] += 3 * images[:, 1:2]
+            return super().forward(images)
+
+    with pytest.raises(CaptureError, match=r"gives other logits than the network.*slice of a tensor in place"):
+        capture(trained(Slicing()), SHAPE)
+
+
+def test_network_that_writes_into_its_input_is_captured() -> None:
+    class Centering(Residual):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.sub_(0.5))
+
+    network = trained(Centering())
+    captured = capture(network, SHAPE)
+    torch.testing.assert_close(captured(images()), network(images()))
+
+
+class BatchStatistics(nn.Module):
+    """One BatchNorm that takes its statistics from the batch, one of running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3)
+        self.bn1 = nn.BatchNorm2d(8, track_running_stats=False)
+        self.conv2 = nn.Conv2d(8, 8, 3)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.bn1(self.conv1(images)))
+        return self.fc(torch.relu(self.bn2(self.conv2(features))).mean((2, 3)))
+
+
+def test_norm_of_batch_statistics_stays_and_does_not_count() -> None:
+    torch.manual_seed(0)
+    network = BatchStatistics().eval()
+    network.bn2.running_mean.fill_(0.5)
+    captured = capture(network, SHAPE)
+    assert [node.args[0].name for node in batch_norm_nodes(captured.graph)] == ["conv2d_1"]
+    folded = fold_batch_norm(captured)
+    assert batch_norm_nodes(folded.graph) == []
+    torch.testing.assert_close(folded(images()), network(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_norm_of_computed_scale_stays() -> None:
+    class Scaled(Residual):
+        def forward(self, images: Tensor) -> Tensor:
+            norm = self.bn1
+            scale = norm.weight * 2
+            features = functional.batch_norm(
+                self.conv1(images), norm.running_mean, norm.running_var, scale, norm.bias, False, 0.1, norm.eps
+            )
+            return self.fc(features.mean((2, 3)))
+
+    network = trained(Scaled())
+    folded = fold_batch_norm(capture(network, SHAPE))
+    torch.testing.assert_close(folded(images()), network(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_network_that_cannot_be_copied_is_told() -> None:
+    network = trained(Residual())
+    nn.utils.weight_norm(network.conv2)
+    with pytest.raises(CaptureError, match=r"cannot be copied: .*remove_weight_norm"):
+        capture(network, SHAPE)
+
+
+def test_layer_of_computed_weight_is_named() -> None:
+    network = trained(Residual())
+    nn.utils.parametrizations.weight_norm(network.conv2)
+    with pytest.raises(CaptureError, match=r"'conv2' computes its weight.*remove_parametrizations"):
+        fold_batch_norm(capture(network, SHAPE))
+
+
+def test_network_with_layers_of_its_own_is_folded() -> None:
+    class Layered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+            self.fc = nn.Linear(4, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.fc(self.layers(images).mean((2, 3)))
+
+    network = trained(Layered())
+    folded = fold_batch_norm(capture(network, SHAPE))
+    torch.testing.assert_close(folded(images()), network(images()), rtol=1e-4, atol=1e-5)
+    assert set(dict(folded.layers.named_children())) == {"conv2d", "conv2d_1", "linear"}
+
+
+def test_module_of_symbolic_tracing_is_put_into_evaluation_mode() -> None:
+    network = trained(SqueezeExcite())
+    traced = copy.deepcopy(torch.fx.symbolic_trace(network)).train()
+    torch.testing.assert_close(capture(traced, SHAPE)(images()), network(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_module_inside_of_a_network_is_put_into_evaluation_mode() -> None:
+    class Around(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.dropout = nn.Dropout(0.9)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.dropout(self.inner(images))
+
+    network = trained(SqueezeExcite())
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    inner = torch.export.export(network.train(), (images(2),), dynamic_shapes=dynamic).module()
+    captured = capture(Around(inner), SHAPE)
+    torch.testing.assert_close(captured(images()), network.eval()(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_shape_without_end_is_told() -> None:
+    with pytest.raises(CaptureError, match=r"3x1073741824x1073741824 cannot be had.*--input-shape"):
+        capture(trained(Residual()), (3, 2**30, 2**30))
+
+
+def test_failing_line_is_found_in_a_folder_called_torch(tmp_path: Path) -> None:
+    file = tmp_path / "torch" / "network.py"
+    file.parent.mkdir()
+    file.write_text("def forward():\n    raise ValueError(1)\n")
+    specification = importlib.util.spec_from_file_location("network_in_torch", file)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    with pytest.raises(ValueError, match="1") as caught:
+        module.forward()
+    assert failing_line(caught.value) == f"{file}, line 2"
+
+
+def test_failing_line_is_read_from_the_message_where_the_traceback_has_none() -> None:
+    inside = f'File "{torch.__file__}", line 9, in call'
+    error = RuntimeError(f'no trace\n  File "/home/user/net.py", line 12, in forward\n  {inside}')
+    assert failing_line(error) == "/home/user/net.py, line 12"
+    outer = RuntimeError("no trace")
+    outer.__cause__ = error
+    assert failing_line(outer) == "/home/user/net.py, line 12"
+    assert failing_line(RuntimeError(inside)) == ""

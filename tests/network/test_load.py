@@ -1,26 +1,19 @@
 """Where a network comes from, and what is said where it cannot be had."""
 
-import zipfile
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from causal_dfq.errors import NetworkError, WeightsError
-from causal_dfq.network.capture import capture
 from causal_dfq.network.load import load_network
-from tests.networks import Residual, trained
+from tests.networks import Residual
 
 FACTORY = "tests.e2e.factories:residual"
-
-
-def exported(path: Path) -> nn.Module:
-    network = trained(Residual())
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
-    torch.export.save(torch.export.export(network, (torch.randn(2, 3, 8, 8),), dynamic_shapes=dynamic), path)
-    return network
 
 
 def test_factory_is_called_and_put_into_evaluation_mode() -> None:
@@ -73,44 +66,6 @@ def test_hub_that_cannot_be_reached_leads_to_a_local_file(monkeypatch: pytest.Mo
         load_network("torchvision:resnet18")
 
 
-def test_exported_file_gives_the_network_and_its_shape(tmp_path: Path) -> None:
-    network = exported(tmp_path / "n.pt2")
-    loaded = load_network(str(tmp_path / "n.pt2"))
-    assert loaded.input_shape == (3, 8, 8)
-    images = torch.randn(5, 3, 8, 8)
-    torch.testing.assert_close(capture(loaded.network, (3, 8, 8))(images), network(images))
-
-
-def test_exported_file_never_unpickles_its_example_inputs(tmp_path: Path) -> None:
-    exported(tmp_path / "n.pt2")
-    with zipfile.ZipFile(tmp_path / "n.pt2") as archive, zipfile.ZipFile(tmp_path / "evil.pt2", "w") as evil:
-        for entry in archive.infolist():
-            data = archive.read(entry)
-            is_example = "sample_inputs" in entry.filename
-            evil.writestr(entry.filename, b"cos\nsystem\n(S'false'\ntR." if is_example else data)
-    assert load_network(str(tmp_path / "evil.pt2")).input_shape == (3, 8, 8)
-
-
-def test_exported_file_with_pickled_weights_is_refused(tmp_path: Path) -> None:
-    exported(tmp_path / "n.pt2")
-    with zipfile.ZipFile(tmp_path / "n.pt2") as archive, zipfile.ZipFile(tmp_path / "p.pt2", "w") as pickled:
-        for entry in archive.infolist():
-            data = archive.read(entry)
-            if entry.filename.endswith("_config.json"):
-                data = data.replace(b'"use_pickle": false', b'"use_pickle": true').replace(
-                    b'"use_pickle":false', b'"use_pickle":true'
-                )
-            pickled.writestr(entry.filename, data)
-    with pytest.raises(WeightsError, match="pickled object, which is refused"):
-        load_network(str(tmp_path / "p.pt2"))
-
-
-def test_file_that_is_no_export_is_told(tmp_path: Path) -> None:
-    (tmp_path / "n.pt2").write_bytes(b"nonsense")
-    with pytest.raises(NetworkError, match=r"cannot be read as a file of torch\.export"):
-        load_network(str(tmp_path / "n.pt2"))
-
-
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
@@ -121,6 +76,11 @@ def test_file_that_is_no_export_is_told(tmp_path: Path) -> None:
         ("tests.networks:Residul", "no function 'Residul'; close names: Residual"),
         ("builtins:dict", "must return an nn.Module, but it gave dict"),
         ("missing.pt2", r"missing\.pt2 does not exist"),
+        ("net.pth", r"need unpickling.*'net\.safetensors'.*NETWORK names the architecture.*--weights the file"),
+        ("some/net.ckpt", r"need unpickling.*NETWORK names the architecture"),
+        ("net.safetensors", r"weights without a network.*--weights the file"),
+        ("net.onnx", r"ONNX file, which is not read here"),
+        (":net", r"'' cannot be imported: ValueError: Empty module name"),
     ],
 )
 def test_what_cannot_be_found_is_told(reference: str, words: str) -> None:
@@ -142,3 +102,94 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"8 NaN or infinite values in 'bn1\.running_var'"):
         load_network(FACTORY, tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def net(:", r"cannot be imported: SyntaxError: "),
+        ("raise KeyError('data')", r"cannot be imported: KeyError: 'data'"),
+        ("import sys; sys.exit(3)", r"cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_module_that_cannot_be_imported_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
+) -> None:
+    (tmp_path / "broken_factory_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NetworkError, match=words):
+        load_network("broken_factory_module:net")
+
+
+def test_download_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.models
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    def download(*arguments: object, **options: object) -> nn.Module:
+        torch.save(Evil(), tmp_path / "hub.pth")
+        return torch.load(tmp_path / "hub.pth", weights_only=False)
+
+    monkeypatch.setattr(torchvision.models, "get_model", download)
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(NetworkError, match="resnet18 cannot be had"):
+        load_network("torchvision:resnet18")
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_timm_that_is_missing_is_told_apart_from_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import no_such_dependency_of_timm")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NetworkError, match="cannot be imported: No module named 'no_such_dependency_of_timm'"):
+        load_network("timm:resnet18")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(NetworkError, match="timm is not installed: pip install"):
+        load_network("timm:resnet18")
+
+
+class Wrapping(nn.Module):
+    """A network whose own keys start with the name of a wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Residual()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_own_keys_that_look_like_a_wrapper_are_kept(tmp_path: Path, prefix: str) -> None:
+    state = {name: tensor.clone() for name, tensor in Wrapping().state_dict().items()}
+    save_file({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    loaded = load_network(f"{__name__}:Wrapping", tmp_path / "w.safetensors").network
+    assert torch.equal(loaded.state_dict()["model.fc.weight"], state["model.fc.weight"])
+
+
+def test_missing_key_is_told_under_the_name_in_the_network(tmp_path: Path) -> None:
+    state = Wrapping().state_dict()
+    del state["model.fc.bias"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"missing in the file: 'model\.fc\.bias'$"):
+        load_network(f"{__name__}:Wrapping", tmp_path / "w.safetensors")
+
+
+def test_file_of_weights_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import squeezenet1_1
+
+    from causal_dfq.network import weights
+
+    save_file(squeezenet1_1(weights=None).state_dict(), tmp_path / "w.safetensors")
+    read = []
+    load_file = weights.load_file
+    monkeypatch.setattr(weights, "load_file", lambda path: read.append(path) or load_file(path))
+    load_network("torchvision:squeezenet1_1", tmp_path / "w.safetensors")
+    assert len(read) == 1

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from causal_dfq.errors import CaptureError
-from causal_dfq.network.operations import aten
+from causal_dfq.network.error_text import failing_line, first_line
+from causal_dfq.network.operations import aten, has_running_statistics
 from causal_dfq.network.weights import check_finite
 
 EXAMPLE_BATCH = 2
+_DROPOUT = frozenset(
+    {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default}
+)
+_RELATIVE_TOLERANCE = 1e-3
+_ABSOLUTE_TOLERANCE = 1e-4
 _SPELLING = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 
@@ -28,20 +34,22 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
         input_shape: (C, H, W).
 
     Raises:
-        CaptureError: the forward fails on that shape, gives something else than logits, or cannot be
-            captured by torch.export (the message names the line).
+        CaptureError: the network cannot be copied, its forward fails on that shape, gives something else
+            than logits, or cannot be captured by torch.export (the message names the line), or the
+            captured graph gives other logits.
         WeightsError: a parameter or buffer is not finite.
     """
     check_finite(network)
     network = _evaluation_copy(network)
-    example = torch.zeros(EXAMPLE_BATCH, *input_shape)
-    _check_forward(network, example)
+    example = _example(input_shape)
+    logits = _logits(network, example)
     module = _export(network, example)
     module = _plain(module)
     _make_functional(module)
+    _set_evaluation(module)
     _remove_dropout(module)
     module.graph.eliminate_dead_code()
-    _give_metadata(module, example)
+    _check_same(_give_metadata(module, example.clone()), logits)
     module.recompile()
     clean = fx.GraphModule(module, module.graph)
     for parameter in clean.parameters():
@@ -50,21 +58,50 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
 
 
 def _evaluation_copy(network: nn.Module) -> nn.Module:
-    network = copy.deepcopy(network).cpu().float()
-    # A module of torch.export refuses eval(): it was captured in the mode that it keeps.
-    if "_guards_fn" not in dict(network.named_children()) and not isinstance(network, fx.GraphModule):
+    try:
+        network = copy.deepcopy(network).cpu().float()
+    except Exception as error:
+        raise CaptureError(
+            f"the network cannot be copied: {first_line(error)}; if it computes weights in a hook, fold them into "
+            "plain ones first, with torch.nn.utils.remove_weight_norm(layer) for example"
+        ) from error
+    try:
         network.eval()
+    except NotImplementedError:
+        # A module of torch.export refuses eval(), and its siblings have not been reached.
+        for module in network.modules():
+            module.training = False
+    for module in network.modules():
+        if isinstance(module, fx.GraphModule):
+            _set_evaluation(module)
+            module.recompile()
     return network
 
 
-def _check_forward(network: nn.Module, example: Tensor) -> None:
-    shape = "x".join(map(str, example.shape[1:]))
+def _example(input_shape: tuple[int, int, int]) -> Tensor:
+    """Images of noise, the same ones each time: on images of zeros a wrong graph can give right logits."""
+    try:
+        return torch.randn(EXAMPLE_BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
+    except (MemoryError, RuntimeError, OverflowError, TypeError) as error:
+        raise CaptureError(
+            f"images of shape {_text(input_shape)} cannot be had: {first_line(error)}; "
+            "give the shape that the network was trained on with --input-shape CxHxW"
+        ) from error
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _logits(network: nn.Module, example: Tensor) -> Tensor:
+    shape = _text(tuple(example.shape[1:]))
     try:
         with torch.no_grad():
-            logits = network(example)
+            # The network may write into its input.
+            logits = network(example.clone())
     except Exception as error:
         raise CaptureError(
-            f"the network fails on images of shape {shape}: {_first_line(error)}; "
+            f"the network fails on images of shape {shape}: {first_line(error)}; "
             "give the shape it was trained on with --input-shape CxHxW"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != len(example):
@@ -73,6 +110,7 @@ def _check_forward(network: nn.Module, example: Tensor) -> None:
             f"the network must give logits of shape (N, classes), but on {len(example)} images of shape {shape} "
             f"it gives {found}; wrap it in a module that returns the logits alone"
         )
+    return logits.clone()
 
 
 def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -83,35 +121,19 @@ def _export(network: nn.Module, example: Tensor) -> fx.GraphModule:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+                network, (example.clone(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
             )
             module = program.module()
     except Exception as error:
+        line = failing_line(error)
         raise CaptureError(
-            f"the network cannot be captured by torch.export: {_first_line(error)}{_user_line(error)}; "
+            f"the network cannot be captured by torch.export: {first_line(error)}{f' (at {line})' if line else ''}; "
             "rewrite that line without a branch on tensor values or on the batch size"
         ) from error
     finally:
         quiet.setLevel(level)
     assert isinstance(module, fx.GraphModule)
     return module
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _user_line(error: BaseException) -> str:
-    """Where in the user's code the capture stopped: the innermost frame outside of torch."""
-    frames = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        filename = traceback.tb_frame.f_code.co_filename
-        if "/torch/" not in filename and "causal_dfq/network" not in filename and not filename.startswith("<"):
-            frames.append(f"{filename}, line {traceback.tb_lineno}")
-        traceback = traceback.tb_next
-    return f" (at {frames[-1]})" if frames else ""
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
@@ -153,13 +175,17 @@ def _make_functional(module: fx.GraphModule) -> None:
                 user.replace_input_with(changed, node)
 
 
+def _set_evaluation(module: fx.GraphModule) -> None:
+    """BatchNorm and dropout as in evaluation mode: a file of torch.export keeps the mode of its capture."""
+    for node in module.graph.nodes:
+        if has_running_statistics(node):
+            node.args = (*node.args[:5], False, *node.args[6:])
+        elif node.op == "call_function" and node.target in _DROPOUT:
+            node.args = (*node.args[:2], False)
+
+
 def _remove_dropout(module: fx.GraphModule) -> None:
-    removed = {
-        aten.dropout.default,
-        aten.feature_dropout.default,
-        aten.contiguous.default,
-        aten.clone.default,
-    }
+    removed = _DROPOUT | {aten.contiguous.default, aten.clone.default}
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in removed:
             node.replace_all_uses_with(node.args[0])
@@ -176,5 +202,18 @@ class _Shapes(fx.Interpreter):
 
 
 @torch.no_grad()
-def _give_metadata(module: fx.GraphModule, example: Tensor) -> None:
-    _Shapes(module).run(example)
+def _give_metadata(module: fx.GraphModule, example: Tensor) -> Tensor:
+    logits: Tensor = _Shapes(module).run(example)
+    return logits
+
+
+def _check_same(logits: Tensor, expected: Tensor) -> None:
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    tolerance = _ABSOLUTE_TOLERANCE * largest
+    if not torch.allclose(logits, expected, rtol=_RELATIVE_TOLERANCE, atol=tolerance, equal_nan=True):
+        difference = (logits - expected).abs().max().item()
+        raise CaptureError(
+            f"the captured graph gives other logits than the network, by up to {difference:.3g} on random images, for "
+            "example because the forward writes into a slice of a tensor in place: write that operation out of place, "
+            "and draw no random numbers in the forward"
+        )

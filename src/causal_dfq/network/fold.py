@@ -7,7 +7,14 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from causal_dfq.network.operations import BATCH_NORM, attribute, is_weight_layer, weight_layer_nodes
+from causal_dfq.errors import CaptureError
+from causal_dfq.network.operations import (
+    attribute,
+    has_running_statistics,
+    is_weight_layer,
+    module_path,
+    weight_layer_nodes,
+)
 
 LAYERS = "layers"
 
@@ -16,9 +23,14 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of the captured graph in which every weight layer owns its weight and bias.
 
     The layer called `node` reads `layers.node.weight` and `layers.node.bias`; a BatchNorm that is the
-    only reader of a layer is folded into it. A weight used by two layers becomes two.
+    only reader of a layer is folded into it, unless it takes its statistics from the batch. A weight used
+    by two layers becomes two.
+
+    Raises:
+        CaptureError: the forward computes the weight or bias of a layer.
     """
     folded = fx.GraphModule(module, copy.deepcopy(module.graph))
+    _make_room(folded)
     layers = nn.Module()
     for node in weight_layer_nodes(folded.graph):
         weight, bias = _weight_and_bias(folded, node)
@@ -36,19 +48,48 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(folded, folded.graph)
 
 
+def _make_room(module: fx.GraphModule) -> None:
+    """Renames what the user's network calls `layers`."""
+    if not hasattr(module, LAYERS):
+        return
+    name = f"own_{LAYERS}"
+    while hasattr(module, name):
+        name = f"own_{name}"
+    setattr(module, name, getattr(module, LAYERS))
+    delattr(module, LAYERS)
+    for node in module.graph.nodes:
+        first, separator, rest = str(node.target).partition(".")
+        if node.op == "get_attr" and first == LAYERS:
+            node.target = f"{name}{separator}{rest}"
+
+
 def _weight_and_bias(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
-    weight = attribute(module, str(node.args[1].target))  # type: ignore[union-attr]
+    weight = _parameter(module, node, node.args[1])
     bias_node = node.args[2] if len(node.args) > 2 else None
-    if isinstance(bias_node, fx.Node):
-        return weight.detach().clone(), attribute(module, str(bias_node.target)).detach().clone()
-    return weight.detach().clone(), torch.zeros(weight.shape[0])
+    return weight, torch.zeros(weight.shape[0]) if bias_node is None else _parameter(module, node, bias_node)
+
+
+def _parameter(module: fx.GraphModule, node: fx.Node, source: object) -> Tensor:
+    if not isinstance(source, fx.Node) or not _is_own(source):
+        raise CaptureError(
+            f"the layer {module_path(node)!r} computes its weight or bias in the forward, as weight_norm does: fold "
+            "it into a plain weight first, with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+        )
+    parameter: Tensor = attribute(module, str(source.target))
+    return parameter.detach().clone()
 
 
 def _following_norm(node: fx.Node) -> fx.Node | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    return user if user.op == "call_function" and user.target == BATCH_NORM else None
+    scale_and_shift = user.args[1:3] if has_running_statistics(user) else (node,)
+    is_foldable = all(source is None or _is_own(source) for source in scale_and_shift)
+    return user if is_foldable else None
+
+
+def _is_own(source: object) -> bool:
+    return isinstance(source, fx.Node) and source.op == "get_attr"
 
 
 def norm_affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from causal_dfq.errors import NetworkError
+from causal_dfq.errors import NetworkError, WeightsError
+from causal_dfq.network.error_text import first_line
 from causal_dfq.network.exported import load_exported
-from causal_dfq.network.weights import check_finite, load_weights, read_weights
+from causal_dfq.network.weights import (
+    PICKLED,
+    check_finite,
+    load_weights,
+    named_as_in,
+    put_weights,
+    read_weights,
+    refusal,
+)
 from causal_dfq.zoo.bundled import BUNDLED, build, load_bundled, read_card
 
 _FORMS = "torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file of torch.export"
+_ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_ANY_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,6 @@ class LoadedNetwork:
     """
 
     network: nn.Module
-    reference: str
-    weights: Path | None
     input_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -54,18 +65,29 @@ def _load(reference: str, weights: Path | None) -> LoadedNetwork:
         if weights is not None:
             raise NetworkError(f"{reference} carries its own weights: leave --weights out")
         module, shape = load_exported(Path(reference))
-        return LoadedNetwork(module, reference, None, shape)
+        return LoadedNetwork(module, shape)
     source, separator, name = reference.partition(":")
     if separator and source == "torchvision":
         return _load_torchvision(name, weights)
     if separator and source == "timm":
         return _load_timm(name, weights)
+    _refuse_file_of_weights(Path(reference))
     if separator and name:
         return _load_factory(source, name, weights)
     raise NetworkError(
         f"the network {reference!r} is not known{_close(reference, list(BUNDLED))}; "
         f"bundled are {', '.join(BUNDLED)}; else give {_FORMS}"
     )
+
+
+def _refuse_file_of_weights(path: Path) -> None:
+    how = f"NETWORK names the architecture ({_FORMS}) and --weights the file"
+    if path.suffix == ".safetensors":
+        raise NetworkError(f"{path} holds weights without a network: {how}")
+    if path.suffix in PICKLED:
+        raise WeightsError(f"{refusal(path)}; then {how}")
+    if path.suffix == ".onnx":
+        raise NetworkError(f"{path} is an ONNX file, which is not read here: give the network of PyTorch, as {_FORMS}")
 
 
 def _load_bundled(name: str, weights: Path | None) -> LoadedNetwork:
@@ -75,7 +97,7 @@ def _load_bundled(name: str, weights: Path | None) -> LoadedNetwork:
     else:
         network = build(name)
         load_weights(network, weights)
-    return LoadedNetwork(network.eval(), name, weights, card.input_shape, card.mean, card.std)
+    return LoadedNetwork(network.eval(), card.input_shape, card.mean, card.std)
 
 
 def _load_torchvision(name: str, weights: Path | None) -> LoadedNetwork:
@@ -94,14 +116,16 @@ def _load_torchvision(name: str, weights: Path | None) -> LoadedNetwork:
     else:
         create = functools.partial(get_model, name, weights=None)
         network = _with_weights(f"torchvision:{name}", create, weights)
-    return LoadedNetwork(network.eval(), f"torchvision:{name}", weights, shape, mean, std)
+    return LoadedNetwork(network.eval(), shape, mean, std)
 
 
 def _load_timm(name: str, weights: Path | None) -> LoadedNetwork:
     try:
         import timm
     except ImportError as error:
-        raise NetworkError("timm is not installed: pip install 'causal-dfq[timm]'") from error
+        if error.name == "timm":
+            raise NetworkError("timm is not installed: pip install 'causal-dfq[timm]'") from error
+        raise NetworkError(f"timm is installed but cannot be imported: {first_line(error)}; install it anew") from error
     if not timm.is_model(name.split(".")[0]):
         raise NetworkError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
     if weights is None:
@@ -110,22 +134,19 @@ def _load_timm(name: str, weights: Path | None) -> LoadedNetwork:
         create = functools.partial(timm.create_model, name, pretrained=False)
         network = _with_weights(f"timm:{name}", create, weights)
     config = timm.data.resolve_model_data_config(network)
-    return LoadedNetwork(
-        network.eval(),
-        f"timm:{name}",
-        weights,
-        tuple(config["input_size"]),
-        tuple(config["mean"]),
-        tuple(config["std"]),
-    )
+    return LoadedNetwork(network.eval(), tuple(config["input_size"]), tuple(config["mean"]), tuple(config["std"]))
 
 
 def _load_factory(module_name: str, factory_name: str, weights: Path | None) -> LoadedNetwork:
     reference = f"{module_name}:{factory_name}"
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise NetworkError(f"{reference}: the module {module_name!r} cannot be imported: {error}") from error
+    # A script without a main guard exits, and the user's module can raise anything.
+    except (Exception, SystemExit) as error:
+        raise NetworkError(
+            f"{reference}: the module {module_name!r} cannot be imported: {type(error).__name__}: {first_line(error)}; "
+            "give package.module:factory, with a module that imports without errors"
+        ) from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name))]
@@ -135,39 +156,54 @@ def _load_factory(module_name: str, factory_name: str, weights: Path | None) -> 
         raise NetworkError(f"{reference} must return an nn.Module, but it gave {type(network).__name__}")
     if weights is not None:
         load_weights(network, weights)
-    return LoadedNetwork(network.eval(), reference, weights)
+    return LoadedNetwork(network.eval())
 
 
 def _built(reference: str, factory: Callable[[], Any]) -> nn.Module:
     try:
         network: nn.Module = factory()
     except Exception as error:
-        raise NetworkError(f"{reference} cannot be built: {type(error).__name__}: {error}") from error
+        raise NetworkError(f"{reference} cannot be built: {type(error).__name__}: {first_line(error)}") from error
     return network
 
 
 def _pretrained(reference: str, factory: Callable[[], Any]) -> nn.Module:
     try:
-        network: nn.Module = factory()
+        with _without_unpickling():
+            network: nn.Module = factory()
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NetworkError(
-            f"the pretrained weights of {reference} cannot be had ({first}): give a local file with "
+            f"the pretrained weights of {reference} cannot be had ({first_line(error)}): give a local file with "
             "--weights FILE.safetensors"
         ) from error
     return network
 
 
+@contextlib.contextmanager
+def _without_unpickling() -> Iterator[None]:
+    """Lets torch.load take tensors alone from a download, whatever its caller in a library asks for."""
+    before = {name: os.environ.pop(name, None) for name in (_ONLY_TENSORS, _ANY_PICKLE)}
+    os.environ[_ONLY_TENSORS] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _with_weights(reference: str, create: Callable[..., Any], weights: Path) -> nn.Module:
     """A network for the weights of a file, with as many classes as its last layer has there."""
-    state = read_weights(weights)
+    read = read_weights(weights)
     network = _built(reference, create)
+    state = named_as_in(network, read)
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     last = f"{layers[-1]}.weight" if layers else ""
     own = dict(network.named_parameters()).get(last)
-    if last in state and own is not None and len(state[last]) != len(own):
+    if last in state and own is not None and state[last].ndim == own.ndim and len(state[last]) != len(own):
         network = _built(reference, lambda: create(num_classes=len(state[last])))
-    load_weights(network, weights)
+    put_weights(network, state, weights)
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from typing import Any
 
 import torch
@@ -37,6 +38,25 @@ VALUE_PRESERVING_NAMES = frozenset(
         *("pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
     }
 )
+# They read and write files of any name.
+_FILE_OPERATIONS = frozenset({"from_file", "save"})
+
+
+def aten_overload(packet: str, overload: str) -> torch._ops.OpOverload:
+    """The ATen operation of that name, for graphs from files: aten_overload("conv2d", "default").
+
+    Raises:
+        ValueError: there is none, or it opens files.
+    """
+    operation = getattr(getattr(aten, packet, None), overload, None)
+    if not isinstance(operation, torch._ops.OpOverload) or packet in _FILE_OPERATIONS:
+        raise ValueError(f"aten.{packet}.{overload} is no operation on tensors")
+    return operation
+
+
+def is_identifier(name: object) -> bool:
+    """Whether a name from a file can stand in Python source, which torch makes out of a graph."""
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
 
 
 def operation_name(node: fx.Node) -> str:
@@ -72,8 +92,15 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
 
 
 def batch_norm_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The BatchNorm calls, in order."""
-    return [node for node in graph.nodes if node.op == "call_function" and node.target == BATCH_NORM]
+    """The BatchNorm calls with running statistics, in order; others take those of the batch."""
+    return [node for node in graph.nodes if has_running_statistics(node)]
+
+
+def has_running_statistics(node: fx.Node) -> bool:
+    """Whether the node is a BatchNorm whose running mean and variance are the network's own."""
+    if node.op != "call_function" or node.target != BATCH_NORM:
+        return False
+    return all(isinstance(source, fx.Node) and source.op == "get_attr" for source in node.args[3:5])
 
 
 def weight_layer_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
 import torch
 from torch import fx
 
 from causal_dfq.errors import OutputError
-from causal_dfq.network.operations import aten
+from causal_dfq.network.operations import aten_overload, is_identifier
 
 _OPERATORS = {
     name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg")
 }
+_OPERATIONS = frozenset({"placeholder", "get_attr", "call_module", "call_function", "output"})
+_DOTTED_NAME = re.compile(r"\w+(\.\w+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
@@ -45,14 +48,38 @@ def graph_from_data(data: list[dict[str, Any]]) -> fx.Graph:
     nodes: dict[str, fx.Node] = {}
     try:
         for entry in data:
+            _check_names(entry)
             target = _call_target(entry["target"]) if entry["op"] == "call_function" else entry["target"]
             args = tuple(_decode(entry["args"], nodes))
-            kwargs = _decode(entry["kwargs"], nodes)
+            kwargs = _keywords(entry["kwargs"], nodes)
             node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
             nodes[entry["name"]] = node
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
         raise OutputError(f"the saved graph cannot be read: {error!r}; quantize the network again") from error
     return graph
+
+
+def _check_names(entry: dict[str, Any]) -> None:
+    """Refuses what torch would write unquoted into the source code that it makes of the graph."""
+    operation, target = entry["op"], entry["target"]
+    if operation not in _OPERATIONS:
+        raise ValueError(f"unknown kind of node {operation!r}")
+    if not is_identifier(entry["name"]):
+        raise ValueError(f"{entry['name']!r} is no name of a node")
+    if operation == "placeholder" and not is_identifier(target):
+        raise ValueError(f"{target!r} is no name of an input")
+    if operation in ("get_attr", "call_module") and not _DOTTED_NAME.fullmatch(target):
+        raise ValueError(f"{target!r} is no name of a parameter or module")
+    if operation == "output" and target != "output":
+        raise ValueError(f"{target!r} is no name of the output")
+
+
+def _keywords(value: Any, nodes: dict[str, fx.Node]) -> dict[str, Any]:
+    keywords = _decode(value, nodes)
+    for name in keywords:
+        if not is_identifier(name):
+            raise ValueError(f"{name!r} is no name of an argument")
+    return dict(keywords)
 
 
 def _target_to_text(node: fx.Node) -> str:
@@ -73,7 +100,7 @@ def _call_target(text: str) -> Any:
     if namespace != "aten":
         raise ValueError(f"unknown operation {text!r}")
     packet, _, overload = rest.rpartition(".")
-    return getattr(getattr(aten, packet), overload)
+    return aten_overload(packet, overload)
 
 
 def _encode(value: Any) -> Any:

@@ -13,10 +13,11 @@ from causal_dfq.errors import WeightsError
 
 _NAMED_KEYS = 5
 _PREFIXES = ("module.", "model.", "_orig_mod.")
+PICKLED = frozenset({".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle"})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file; a prefix that all keys share is taken off.
+    """The tensors of a .safetensors file, under the names in the file.
 
     Raises:
         WeightsError: missing, of another format, or damaged.
@@ -24,20 +25,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"the weights {path} do not exist")
     if path.suffix != ".safetensors":
-        target = path.with_suffix(".safetensors").name
-        raise WeightsError(
-            f"{path} is no .safetensors file: other checkpoints need unpickling, which can run any code that is in "
-            "them, so they are refused. Convert it where you trust it: "
-            'python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path.name}', weights_only=True), '{target}')\""
-        )
+        raise WeightsError(refusal(path))
     try:
-        state = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+
+
+def refusal(path: Path) -> str:
+    """Why a checkpoint of another format is not read, and how to convert it."""
+    target = path.with_suffix(".safetensors").name
+    return (
+        f"{path} is no .safetensors file: other checkpoints need unpickling, which can run any code that is in "
+        "them, so they are refused. Convert it where you trust it: "
+        'python -c "import torch, safetensors.torch as s; '
+        f"s.save_file(torch.load('{path.name}', weights_only=True), '{target}')\""
+    )
+
+
+def named_as_in(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefixes of wrappers that all keys share, where the network knows none of the keys."""
+    own = network.state_dict()
+    prefix: str | None = ""
+    while state and prefix is not None and not any(key in own for key in state):
+        prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in state)), None)
+        state = {key.removeprefix(prefix or ""): tensor for key, tensor in state.items()}
     return state
 
 
@@ -47,7 +59,16 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: the file cannot be read, or a key is missing, unknown or of another shape.
     """
-    state = read_weights(path)
+    put_weights(network, read_weights(path), path)
+
+
+def put_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Puts weights that were read from a file into a network; the path is for the messages.
+
+    Raises:
+        WeightsError: a key is missing, unknown or of another shape.
+    """
+    state = named_as_in(network, state)
     own = network.state_dict()
     # BatchNorm's counter is of no use in evaluation mode, and many files leave it out.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
