@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := out/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint picture clean
 
 demo: $(STAMP)
 	rm -rf $(DEMO)
@@ -27,3 +27,8 @@ $(STAMP): pyproject.toml
 
 clean:
 	rm -rf $(VENV) out build
+
+picture: $(STAMP)
+	rm -rf out/picture
+	$(BIN)/causal-dfq quantize resnet20-cifar10 --bits w4a4 --effort balanced --out out/picture
+	cp out/picture/samples.png docs/samples.png

@@ -17,11 +17,11 @@ from causal_dfq.config import FLOAT_BITS, Effort, Options, Protocol, make_option
 from causal_dfq.errors import ConfigError, NetworkError
 from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import fold_batch_norm
-from causal_dfq.network.operations import batch_norm_nodes, weight_layer_nodes
+from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
-from causal_dfq.training.budget import BUDGETS, Recipe
+from causal_dfq.training.budget import Recipe, budget_for
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
 from causal_dfq.training.views import NetworkViews
 from causal_dfq.version import __version__
@@ -41,6 +41,11 @@ class PreparedNetwork:
     def has_statistics(self) -> bool:
         """Whether images can be synthesized at all; without BatchNorm, weights are rounded as they are."""
         return bool(batch_norm_nodes(self.captured.graph))
+
+    @property
+    def classes(self) -> int:
+        """K, the number of logits."""
+        return class_count(self.captured)
 
     @property
     def digest(self) -> str:
@@ -158,7 +163,7 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
         NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
-        BUDGETS[options.effort],
+        budget_for(options.effort, prepared.classes),
         Recipe(),
         options.seed,
         device,
@@ -223,7 +228,7 @@ def _record(
         device=str(device),
         threads=torch.get_num_threads(),
         versions=versions(),
-        budget=asdict(BUDGETS[options.effort]),
+        budget=asdict(budget_for(options.effort, prepared.classes)),
         recipe=asdict(Recipe()),
         steps=steps,
         seconds=seconds,

@@ -31,7 +31,7 @@ from causal_dfq.pipeline import (
 )
 from causal_dfq.quantized import CONFIG_FILE, QuantizedNetwork, is_quantized_folder, load
 from causal_dfq.synthesis.gallery import draw_grid
-from causal_dfq.training.budget import BUDGETS, Recipe
+from causal_dfq.training.budget import Recipe, budget_for
 from causal_dfq.training.checkpoint import CHECKPOINT_FILE, CheckpointFile, Progress, restore_state
 from causal_dfq.training.equilibrium import Equilibrium, Metrics
 
@@ -79,7 +79,7 @@ def quantize_to_folder(
     prepared = prepare(network, options)
     if (folder / CONFIG_FILE).exists():
         return _already_finished(folder, _settings(options, prepared.digest))
-    fingerprint = _settings(options, prepared.digest) | _surroundings(options, device)
+    fingerprint = _settings(options, prepared.digest) | _surroundings(prepared, options, device)
     _check_disk_space(folder, prepared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,9 +180,9 @@ def _settings(options: Options, digest: str) -> dict[str, str]:
     return {**entries, "network's weights": digest[:16]}
 
 
-def _surroundings(options: Options, device: torch.device) -> dict[str, str]:
+def _surroundings(prepared: PreparedNetwork, options: Options, device: torch.device) -> dict[str, str]:
     """What else decides the bits of a run; an unfinished one cannot go on under another."""
-    budget, recipe = asdict(BUDGETS[options.effort]), asdict(Recipe())
+    budget, recipe = asdict(budget_for(options.effort, prepared.classes)), asdict(Recipe())
     return {"device": device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
 
 

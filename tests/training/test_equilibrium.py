@@ -8,7 +8,7 @@ import torch
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, resolve_device
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
-from causal_dfq.training.budget import BUDGETS, Budget, Recipe
+from causal_dfq.training.budget import BUDGETS, Budget, Recipe, budget_for
 from causal_dfq.training.equilibrium import Equilibrium, relative_error
 from causal_dfq.training.views import NetworkViews
 from tests.networks import Residual, trained
@@ -59,6 +59,14 @@ def test_efforts_are_ordered() -> None:
     fast, balanced, best = (BUDGETS[effort] for effort in ("fast", "balanced", "best"))
     for name in ("warmup_steps", "equilibrium_rounds", "finish_steps"):
         assert getattr(fast, name) < getattr(balanced, name) < getattr(best, name)
+
+
+def test_budget_grows_with_the_fourth_root_of_the_classes() -> None:
+    few, many = budget_for("balanced", 10), budget_for("balanced", 160)
+    assert budget_for("balanced", 2) == few == BUDGETS["balanced"]
+    for name in ("warmup_steps", "equilibrium_rounds", "finish_steps"):
+        assert getattr(many, name) == 2 * getattr(few, name)
+    assert many.student_steps == few.student_steps
 
 
 def test_generator_comes_to_show_the_class_and_the_statistics() -> None:

@@ -108,6 +108,12 @@ def weight_layer_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if is_weight_layer(node)]
 
 
+def class_count(module: fx.GraphModule) -> int:
+    """K of a captured classifier: images -> logits (N, K)."""
+    logits = next(node for node in module.graph.nodes if node.op == "output").args[0]
+    return int(logits.meta["val"].shape[1])
+
+
 def input_name(node: fx.Node) -> str:
     """The name of the node that an operation reads first."""
     source = node.args[0]

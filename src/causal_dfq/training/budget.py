@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from causal_dfq.config import Effort
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How often each network is trained. `effort` chooses a budget; nothing else depends on it.
+    """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
     A warm-up step trains the generator once. A round of the equilibrium trains the generator once, then
     the quantized network `student_steps` times. A finish step trains the quantized network once.
@@ -31,6 +31,26 @@ BUDGETS: dict[Effort, Budget] = {
     "balanced": Budget(warmup_steps=160, equilibrium_rounds=160, finish_steps=500, student_steps=6),
     "best": Budget(warmup_steps=400, equilibrium_rounds=600, finish_steps=2400, student_steps=6),
 }
+
+
+_CLASSES = 10
+_GROWTH = 0.25
+
+
+def budget_for(effort: Effort, classes: int) -> Budget:
+    """The budget of an effort for a network of so many classes.
+
+    `BUDGETS` holds those for ten classes or fewer. More classes are more contents to synthesize and to
+    learn: the steps of each phase grow with the fourth root of their number [ours].
+    """
+    budget = BUDGETS[effort]
+    growth = max(1.0, (classes / _CLASSES) ** _GROWTH)
+    return replace(
+        budget,
+        warmup_steps=round(growth * budget.warmup_steps),
+        equilibrium_rounds=round(growth * budget.equilibrium_rounds),
+        finish_steps=round(growth * budget.finish_steps),
+    )
 
 
 @dataclass(frozen=True)

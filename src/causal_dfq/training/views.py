@@ -14,6 +14,7 @@ from causal_dfq.network.operations import (
     aten,
     attribute,
     batch_norm_nodes,
+    class_count,
     input_name,
     weight_layer_nodes,
     with_outputs,
@@ -32,8 +33,7 @@ class NetworkViews:
 
     def __init__(self, captured: fx.GraphModule, folded: fx.GraphModule, quantized: fx.GraphModule) -> None:
         self.captured, self.folded, self.quantized = captured, folded, quantized
-        logits = next(node for node in captured.graph.nodes if node.op == "output").args[0]
-        self.classes = int(logits.meta["val"].shape[1])
+        self.classes = class_count(captured)
         features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
         penultimate = [input_name(weight_layer_nodes(folded.graph)[-1])]
         quantized_penultimate = [input_name(weight_layer_nodes(quantized.graph)[-1])]
