@@ -28,7 +28,7 @@ class Budget:
 
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(warmup_steps=60, equilibrium_rounds=5, finish_steps=30),
-    "balanced": Budget(warmup_steps=160, equilibrium_rounds=160, finish_steps=500, student_steps=6),
+    "balanced": Budget(warmup_steps=160, equilibrium_rounds=80, finish_steps=500, student_steps=6),
     "best": Budget(warmup_steps=400, equilibrium_rounds=600, finish_steps=2400, student_steps=6),
 }
 
@@ -81,9 +81,9 @@ class Recipe:
     bias_lr: float = 0.01
     step_size_lr: float = 6e-3
     zero_point_lr: float = 0.02
-    temperature: float = 2.0
+    temperature: float = 4.0
     matching_weight: float = 1.0
-    feature_weight: float = 1.0
+    feature_weight: float = 4.0
     discrepancy_weight: float = 0.1
     contrastive_weight: float = 0.02
     contrastive_tau: float = 0.1
