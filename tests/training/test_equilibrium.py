@@ -101,7 +101,7 @@ def test_weights_move_in_units_of_their_step_size() -> None:
     quantizer = run.quantized.get_submodule("weight_quantizers.conv2d")
     weight = run.quantized.get_parameter("layers.conv2d.weight")
     assert isinstance(quantizer, WeightQuantizer)
-    unit, before = float(quantizer.scale.mean()), weight.detach().clone()
+    unit, before = float(quantizer.scale.detach().mean()), weight.detach().clone()
     run._calibrate()
     run._train_student(1.0)
     # Adam's first step has the size of the learning rate.

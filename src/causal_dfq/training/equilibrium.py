@@ -34,7 +34,9 @@ from causal_dfq.causal.graph import (
     image_model,
     style_interventions,
 )
+from causal_dfq.network.fold import LAYERS
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
+from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.synthesis.generator import (
     STYLE_SIZE,
     VARIATION_SIZE,
@@ -185,17 +187,7 @@ class Equilibrium:
         statistics_loss = statistics_distance(features, self.statistics)
         invariance_loss = style_sensitivity(self._by_style(logits))
         diversity_loss = style_diversity_loss(self._by_style(images), self._by_style(style))
-        twins = self._by_style(images).chunk(2, 1)
-        variation = self._by_style(content.variation).chunk(2, 1)
-        middle = self._by_style(features[len(features) // 2]).chunk(2, 1)
-        scale = self.statistics[len(features) // 2][1].mean().sqrt()
-        variation_loss = mode_seeking_loss(
-            (variation[0].flatten(0, 1), variation[1].flatten(0, 1)),
-            (twins[0].flatten(0, 1), twins[1].flatten(0, 1)),
-        ) + mode_seeking_loss(
-            (variation[0].flatten(0, 1), variation[1].flatten(0, 1)),
-            (middle[0].flatten(0, 1) / scale, middle[1].flatten(0, 1) / scale),
-        )
+        variation_loss = self._variation_loss(content.variation, images, features)
         loss = (
             recipe.class_weight * class_loss
             + recipe.variation_weight * variation_loss
@@ -215,6 +207,20 @@ class Equilibrium:
             "variation_loss": float(variation_loss.detach()),
             "content_rate": float((logits.argmax(1) == labels).float().mean()),
         }
+
+    def _variation_loss(self, variation: Tensor, images: Tensor, features: list[Tensor]) -> Tensor:
+        """Mode seeking over twins, in the picture and in the features half way through P."""
+        middle = len(features) // 2
+        scale = self.statistics[middle][1].mean().sqrt()
+        causes = self._twins(variation)
+        return mode_seeking_loss(causes, self._twins(images)) + mode_seeking_loss(
+            causes, self._twins(features[middle] / scale)
+        )
+
+    def _twins(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(M * N, ...) of `_twin_interventions` -> each content beside its twin, (M * N / 2, ...) both."""
+        first, second = self._by_style(values).chunk(2, 1)
+        return first.flatten(0, 1), second.flatten(0, 1)
 
     @torch.no_grad()
     def _calibrate(self) -> None:
@@ -320,13 +326,13 @@ def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dic
             zero_points.append(module.zero_point)
     yield {"params": step_sizes, "base_lr": recipe.step_size_lr}
     yield {"params": zero_points, "base_lr": recipe.zero_point_lr}
-    layers = dict(quantized.get_submodule("layers").named_children())
+    layers = dict(quantized.get_submodule(LAYERS).named_children())
     quantizers = dict(quantized.named_modules())
     for name, layer in layers.items():
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, nn.Parameter)
         assert isinstance(bias, nn.Parameter)
-        quantizer = quantizers.get(f"weight_quantizers.{name}")
+        quantizer = quantizers.get(f"{WEIGHT_QUANTIZERS}.{name}")
         if not isinstance(quantizer, WeightQuantizer):
             continue
         unit = float(quantizer.scale.detach().mean())
