@@ -66,9 +66,9 @@ class Recipe:
     """
 
     generator_contents: int = 64
-    student_contents: int = 12
-    hidden_contents: int = 10
-    scenes: int = 20
+    student_contents: int = 18
+    hidden_contents: int = 12
+    scenes: int = 4
     styles: int = 2
     generator_lr: float = 1e-2
     equilibrium_rate: float = 0.3
@@ -77,10 +77,10 @@ class Recipe:
     invariance_weight: float = 0.5
     diversity_weight: float = 0.2
     variation_weight: float = 0.05
-    weight_lr: float = 0.01
-    bias_lr: float = 0.01
-    step_size_lr: float = 6e-3
-    zero_point_lr: float = 0.02
+    weight_lr: float = 0.006
+    bias_lr: float = 0.006
+    step_size_lr: float = 4e-3
+    zero_point_lr: float = 0.012
     temperature: float = 4.0
     matching_weight: float = 1.0
     feature_weight: float = 4.0
