@@ -34,14 +34,18 @@ def main_job_table(results: dict[str, Any]) -> str:
     torch_version = results["versions"]["torch"]
     lines += [
         "",
-        f"Top-1 in % on {first['images']:,} development images of CIFAR-10 or CIFAR-100; mean and standard deviation "
-        f"over {len(first['seeds'])} seeds, last step; {machine['cores']} cores of an {machine['processor']}, "
+        f"Top-1 in % on {first['images']:,} development images of CIFAR-10 or CIFAR-100; "
+        f"{_seeds(first['seeds'])}, last step; {machine['cores']} cores of an {machine['processor']}, "
         f"torch {torch_version}, commit {results['commit'][:10]}: `{results['command']}`. The paired standard error of "
         f"a drop is about {max(row['paired_error'] for row in results['rows']):.1f} points. "
         "Weights per channel, activations per tensor and static, the residual adds included; the input image has "
         "8 bits ([protocols](docs/usage.md#bits-and-protocols)).",
     ]
     return "\n".join(lines)
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"mean and standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone"
 
 
 def networks_page() -> str:

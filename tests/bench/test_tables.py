@@ -35,6 +35,19 @@ def test_table_holds_the_figures_and_their_origin() -> None:
     assert "0123456789" in table
 
 
+def test_one_seed_is_not_called_a_mean() -> None:
+    results = {
+        "rows": summarize([run(0, 3, 0.125)]),
+        "machine": {"cores": 2, "processor": "Abacus"},
+        "versions": {"torch": "2.9"},
+        "commit": "0123456789abcdef",
+        "command": "python -m bench.main_job --seeds 3",
+    }
+    table = main_job_table(results)
+    assert "seed 3 alone" in table
+    assert "mean" not in table
+
+
 def test_only_the_marked_part_of_a_page_changes() -> None:
     page = "a\n<!-- x -->\nold\n<!-- /x -->\nb"
     assert replace_between(page, "x", "new") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb"
