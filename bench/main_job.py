@@ -185,7 +185,8 @@ def main(
             out.parent.mkdir(parents=True, exist_ok=True)
             content = {**origin, "rows": summarize(runs), "runs": runs}
             out.write_text(json.dumps(content, indent=1) + "\n")
-    Console().print(render(summarize(runs)))
+    # A narrow terminal would cut the names of the networks.
+    Console(width=max(Console().width, 120)).print(render(summarize(runs)))
 
 
 if __name__ == "__main__":
