@@ -41,7 +41,10 @@ def draw_grid(
         pixels = (pixels - low) / (high - low).clamp_min(1e-6)
     pixels = pixels.clamp(0, 1).permute(0, 1, 3, 4, 2)
     rows, columns = pixels.shape[:2]
-    figure = Figure(figsize=(0.75 * columns + 0.9, 0.75 * rows + 0.7))
+    height = 0.75 * rows + 0.7
+    figure = Figure(figsize=(0.75 * columns + 0.9, height))
+    # Half an inch for the titles, however many rows there are.
+    figure.subplots_adjust(top=1 - 0.5 / height)
     axes_grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     is_gray = pixels.shape[-1] == 1
     for row in range(rows):
