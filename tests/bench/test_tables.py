@@ -20,15 +20,18 @@ def test_summary_is_mean_and_sample_deviation_over_seeds() -> None:
     assert row["longest"] == 12.0
 
 
-def test_table_holds_the_figures_and_their_origin() -> None:
-    results = {
-        "rows": summarize([run(0, 0, 0.125), run(0, 1, 0.125)]),
+def results(*runs: dict[str, object]) -> dict[str, object]:
+    return {
+        "rows": summarize(list(runs)),
         "machine": {"cores": 2, "processor": "Abacus"},
         "versions": {"torch": "2.9"},
         "commit": "0123456789abcdef",
         "command": "python -m bench.main_job",
     }
-    table = main_job_table(results)
+
+
+def test_table_holds_the_figures_and_their_origin() -> None:
+    table = main_job_table(results(run(0, 0, 0.125), run(0, 1, 0.125)))
     assert "| 90.00 | 89.88 | 0.12 ± 0.00 | 10 s | 1.5 GB |" in table
     assert "2 seeds" in table
     assert "4,000 development images" in table
@@ -36,14 +39,7 @@ def test_table_holds_the_figures_and_their_origin() -> None:
 
 
 def test_one_seed_is_not_called_a_mean() -> None:
-    results = {
-        "rows": summarize([run(0, 3, 0.125)]),
-        "machine": {"cores": 2, "processor": "Abacus"},
-        "versions": {"torch": "2.9"},
-        "commit": "0123456789abcdef",
-        "command": "python -m bench.main_job --seeds 3",
-    }
-    table = main_job_table(results)
+    table = main_job_table(results(run(0, 3, 0.125)))
     assert "seed 3 alone" in table
     assert "mean" not in table
 
