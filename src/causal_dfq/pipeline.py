@@ -199,7 +199,7 @@ def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor]:
     content = run.model.sample(CONTENT, GALLERY_CONTENTS, random)
     chosen = labels if labels is not None else torch.arange(GALLERY_CONTENTS) % classes
     styles = run.model.sample(STYLE, GALLERY_STYLES, random)
-    images = sample_grid(run.generator, Content(chosen.to(run.device), content.variation), styles)
+    images = sample_grid(run.generator, Content.of_classes(chosen.to(run.device), content.variation), styles)
     return images.cpu(), chosen
 
 

@@ -40,7 +40,7 @@ def test_intervention_cuts_the_edges_into_its_variable_only() -> None:
 
 
 def test_do_style_keeps_the_content_and_replaces_the_style() -> None:
-    content = Content(torch.tensor([2, 5]), torch.zeros(2, 3))
+    content = Content.of_classes(torch.tensor([2, 5]), torch.zeros(2, 3))
     intervened = model().do(content=content, style=torch.tensor([[0.25, 0.5], [0.75, 1.0]]))
     assert intervened.sample(IMAGE, 2, random()).tolist() == [[200.25, 200.5], [500.75, 501.0]]
     assert intervened.sample(QUANTIZED, 2, random()).tolist() == [[199.25, 199.5], [499.75, 500.0]]
@@ -67,6 +67,34 @@ def test_same_seed_same_draw() -> None:
 def test_classes_are_drawn_uniformly() -> None:
     counts = model().sample(CONTENT, 7000, random()).labels.bincount(minlength=7)
     assert (counts - 1000).abs().max() < 150
+
+
+def test_blends_lie_at_most_half_way_towards_a_class_of_the_batch() -> None:
+    content = Content.of_classes(torch.arange(1000) % 7, torch.randn(1000, 3, generator=random()))
+    blended = content.blend(0.25, random())
+    moved = blended.second_share > 0
+    assert 0.2 < float(moved.float().mean()) < 0.3
+    assert 0.2 < float(blended.second_share[moved].mean()) < 0.3
+    assert float(blended.second_share.max()) <= 0.5
+    assert torch.equal(blended.labels, content.labels)
+    assert torch.equal(blended.second_labels.bincount(), content.labels.bincount())
+    assert int((blended.second_labels != content.labels).sum()) > 700
+
+
+def test_no_content_is_blended_at_probability_zero() -> None:
+    content = Content.of_classes(torch.tensor([2, 5]), torch.zeros(2, 3))
+    assert content.blend(0.0, random()).second_share.tolist() == [0, 0]
+
+
+def test_blends_are_repeated_whole() -> None:
+    content = Content(
+        torch.tensor([1, 2]), torch.tensor([[0.0], [1.0]]), torch.tensor([3, 4]), torch.tensor([0.1, 0.2])
+    )
+    repeated = content.repeat(2)
+    assert repeated.labels.tolist() == [1, 2, 1, 2]
+    assert repeated.variation.flatten().tolist() == [0, 1, 0, 1]
+    assert repeated.second_labels.tolist() == [3, 4, 3, 4]
+    torch.testing.assert_close(repeated.second_share, torch.tensor([0.1, 0.2, 0.1, 0.2]))
 
 
 def test_style_interventions_lie_style_by_style() -> None:

@@ -77,7 +77,7 @@ def made(shape: tuple[int, int, int], bounds: object = None, seed: int = 0) -> C
 
 def causes(count: int, seed: int = 1) -> tuple[Content, Tensor]:
     labels = torch.arange(count) % 10
-    content = Content(labels, torch.randn(count, VARIATION_SIZE, generator=random(seed)))
+    content = Content.of_classes(labels, torch.randn(count, VARIATION_SIZE, generator=random(seed)))
     return content, torch.randn(count, STYLE_SIZE, generator=random(seed + 1))
 
 
@@ -99,8 +99,20 @@ def test_content_and_style_both_change_the_picture() -> None:
     images = generator(content, style)
     other_content, other_style = causes(32, seed=7)
     assert (generator(content, other_style) - images).abs().mean() > 0.1
-    assert (generator(Content(content.labels, other_content.variation), style) - images).abs().mean() > 0.1
-    assert (generator(Content(content.labels.flip(0), content.variation), style) - images).abs().mean() > 0.1
+    assert (generator(Content.of_classes(content.labels, other_content.variation), style) - images).abs().mean() > 0.1
+    assert (generator(Content.of_classes(content.labels.flip(0), content.variation), style) - images).abs().mean() > 0.1
+
+
+def test_a_blend_is_laid_out_between_its_classes_and_as_long() -> None:
+    generator = made((3, 32, 32))
+    seen: list[Tensor] = []
+    generator.layout.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    first, second, share = torch.tensor([3, 4]), torch.tensor([8, 4]), torch.tensor([0.25, 0.0])
+    variation = torch.randn(2, VARIATION_SIZE, generator=random())
+    generator(Content(first, variation, second, share), torch.zeros(2, STYLE_SIZE))
+    table = generator.embedding.weight.detach()
+    expected = torch.stack([(0.75 * table[3] + 0.25 * table[8]) / (0.75**2 + 0.25**2) ** 0.5, table[4]])
+    torch.testing.assert_close(seen[0], torch.cat([expected, variation], 1))
 
 
 def test_the_layout_does_not_see_the_style() -> None:
@@ -136,7 +148,7 @@ def test_grid_has_one_row_a_content_and_one_column_a_style() -> None:
     def picture(content: Content, styles: Tensor) -> Tensor:
         return (content.labels + styles[:, 0])[:, None, None, None]
 
-    content = Content(torch.tensor([10, 20, 30]), torch.zeros(3, 1))
+    content = Content.of_classes(torch.tensor([10, 20, 30]), torch.zeros(3, 1))
     grid = sample_grid(picture, content, torch.tensor([[1.0], [2.0]]))
     assert grid.flatten(2)[..., 0].tolist() == [[11, 12], [21, 22], [31, 32]]
 

@@ -1,6 +1,6 @@
 """The structural causal model of synthetic images and of the two networks that look at them.
 
-    C := (c, u)      content: the class, and variation inside the class
+    C := (c, u)      content: the class, or a blend of two, and variation inside the class
     S := s           style: what must not matter
     X := G(C, S)     image
     Y_P := P(X)      logits of the pre-trained network
@@ -28,17 +28,51 @@ PRETRAINED, QUANTIZED = "pretrained", "quantized"
 
 @dataclass(frozen=True)
 class Content:
-    """The relevant factors: class labels (N,) and the variation inside the class (N, U)."""
+    """The relevant factors: the class and the variation inside it.
+
+    A content may lie between two classes: `second_share`, in [0, 0.5], is how far it lies towards the second.
+
+    Args:
+        labels: the class, or the nearer one (N,).
+        variation: (N, U).
+        second_labels: the class that a blend lies towards (N,).
+        second_share: (N,); 0 for a content of one class.
+    """
 
     labels: Tensor
     variation: Tensor
+    second_labels: Tensor
+    second_share: Tensor
+
+    @classmethod
+    def of_classes(cls, labels: Tensor, variation: Tensor) -> Content:
+        """Contents of one class each: labels (N,), variation (N, U)."""
+        return cls(labels, variation, labels, torch.zeros(len(labels), device=labels.device))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def repeat(self, times: int) -> Content:
         """The same contents, `times` over: (times * N)."""
-        return Content(self.labels.repeat(times), self.variation.repeat(times, 1))
+        return Content(
+            self.labels.repeat(times),
+            self.variation.repeat(times, 1),
+            self.second_labels.repeat(times),
+            self.second_share.repeat(times),
+        )
+
+    def blend(self, probability: float, random: torch.Generator) -> Content:
+        """Each content, with this probability, moved towards the class of another one of the batch.
+
+        How far is uniform up to half way. Between classes, where decisions are made, images of single
+        classes never lie. [ours], after the superposed embeddings of Qimera (Choi et al., NeurIPS 2021).
+        """
+        count = len(self)
+        others = torch.randperm(count, generator=random).to(self.labels.device)
+        share = 0.5 * torch.rand(count, generator=random)
+        is_blended = torch.rand(count, generator=random) < probability
+        share = torch.where(is_blended, share, 0.0).to(self.labels.device)
+        return Content(self.labels, self.variation, self.labels[others], share)
 
 
 @dataclass(frozen=True)
@@ -135,7 +169,8 @@ def image_model(
 
     def draw_content(count: int, random: torch.Generator) -> Content:
         labels = torch.randint(classes, (count,), generator=random)
-        return Content(labels.to(device), torch.randn(count, variation_size, generator=random).to(device))
+        variation = torch.randn(count, variation_size, generator=random)
+        return Content.of_classes(labels.to(device), variation.to(device))
 
     def draw_style(count: int, random: torch.Generator) -> Tensor:
         return torch.randn(count, style_size, generator=random).to(device)

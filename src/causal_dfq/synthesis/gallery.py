@@ -16,9 +16,10 @@ from causal_dfq.causal.graph import Content
 def sample_grid(generator: Callable[[Content, Tensor], Tensor], contents: Content, styles: Tensor) -> Tensor:
     """Images (contents, styles, C, H, W): G(C_r, s_c) for every pair, made as one batch."""
     rows, columns = len(contents), len(styles)
-    repeated = Content(contents.labels.repeat_interleave(columns), contents.variation.repeat_interleave(columns, 0))
-    images: Tensor = generator(repeated, styles.repeat(rows, 1)).unflatten(0, (rows, columns))
-    return images
+    # Rows of `repeat` are column by column.
+    images = generator(contents.repeat(columns), styles.repeat_interleave(rows, 0))
+    by_style: Tensor = images.unflatten(0, (columns, rows))
+    return by_style.transpose(0, 1)
 
 
 def draw_grid(

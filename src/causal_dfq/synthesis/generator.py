@@ -83,7 +83,7 @@ class ContentStyleGenerator(nn.Module):
 
         The batch is normalized over itself: give at least a few dozen rows.
         """
-        code = torch.cat([self.embedding(content.labels), content.variation], 1)
+        code = torch.cat([self._class_code(content), content.variation], 1)
         layout = self.layout(code).unflatten(1, (-1, *self.start))
         backdrop = self.backdrop(style).unflatten(1, (-1, *self.start))
         features = torch.cat([layout, backdrop], 1).contiguous(memory_format=torch.channels_last)
@@ -95,6 +95,12 @@ class ContentStyleGenerator(nn.Module):
         images = self.to_image(features)[:, :, top : top + height, left : left + width]
         images = self.image_norm(images.float().contiguous(memory_format=torch.channels_last))
         return torch.clamp(images, self.lowest, self.highest)
+
+    def _class_code(self, content: Content) -> Tensor:
+        """(N, VARIATION_SIZE): the class's embedding; between two, their mean, as long as one of them."""
+        second = content.second_share[:, None]
+        blend = torch.lerp(self.embedding(content.labels), self.embedding(content.second_labels), second)
+        return blend / ((1 - second).square() + second.square()).sqrt()
 
 
 def initialize(generator: ContentStyleGenerator, random: torch.Generator) -> None:

@@ -58,7 +58,8 @@ class Recipe:
     """Batch sizes, loss weights and learning rates, the same for every network and effort.
 
     A batch of the quantized network holds `student_contents` under `styles` each, `hidden_contents` under
-    `styles` each that lie partly behind scenes, and `scenes` alone.
+    `styles` each that lie partly behind scenes, and `scenes` alone. A share `blended` of the contents lies
+    between two classes.
 
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
@@ -70,6 +71,7 @@ class Recipe:
     hidden_contents: int = 12
     scenes: int = 4
     styles: int = 2
+    blended: float = 0.5
     generator_lr: float = 1e-2
     equilibrium_rate: float = 0.3
     class_weight: float = 1.0

@@ -149,8 +149,8 @@ class Equilibrium:
         return self._train_student(0.5 * (1 + math.cos(math.pi * phase.position)))
 
     def _interventions(self, contents: int) -> tuple[StructuralCausalModel, Tensor]:
-        """Fresh contents under M styles: the intervened model, and its images (M * N, C, H, W)."""
-        content = self.model.sample(CONTENT, contents, self.random)
+        """Fresh contents, some between classes, under M styles: the model, and its images (M * N, C, H, W)."""
+        content = self.model.sample(CONTENT, contents, self.random).blend(self.recipe.blended, self.random)
         intervened = style_interventions(self.model, content, self.recipe.styles, self.random)
         with self.views.autocast():
             images = intervened.sample(IMAGE, contents, self.random)
@@ -163,7 +163,7 @@ class Equilibrium:
         """
         half = contents // 2
         drawn = self.model.sample(CONTENT, 2 * half, self.random)
-        content = Content(drawn.labels[:half].repeat(2), drawn.variation)
+        content = Content.of_classes(drawn.labels[:half].repeat(2), drawn.variation)
         style = self.model.sample(STYLE, self.recipe.styles * half, self.random)
         twin_style = style.unflatten(0, (self.recipe.styles, half)).repeat(1, 2, 1).flatten(0, 1)
         return self.model.do(content=content.repeat(self.recipe.styles), style=twin_style)
