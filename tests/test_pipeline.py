@@ -16,7 +16,7 @@ from causal_dfq.training.budget import Budget
 from causal_dfq.training.checkpoint import restore_state, run_state
 from tests.networks import ALL, Residual, trained
 
-SMALL = Budget(warmup_steps=2, equilibrium_rounds=2, finish_steps=2, student_steps=1)
+SMALL = Budget(warmup_steps=2, equilibrium_rounds=2, finish_rounds=2, student_steps=1)
 SHAPE = (3, 8, 8)
 
 
@@ -97,11 +97,11 @@ def test_on_step_hears_every_step() -> None:
     quantize(trained(Residual()), on_step=heard.append)
     assert [(report.step, report.phase.name) for report in heard] == [
         *((1, "warm-up"), (2, "warm-up"), (3, "equilibrium"), (4, "equilibrium"), (5, "equilibrium")),
-        *((6, "equilibrium"), (7, "finish"), (8, "finish")),
+        *((6, "equilibrium"), (7, "finish"), (8, "finish"), (9, "finish"), (10, "finish")),
     ]
 
 
-@pytest.mark.parametrize("done", [1, 3, 4, 7])
+@pytest.mark.parametrize("done", [1, 3, 4, 7, 9])
 def test_a_restored_run_ends_with_the_same_bits(done: int) -> None:
     options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE)
 

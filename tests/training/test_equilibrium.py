@@ -32,16 +32,18 @@ def moved(module: torch.nn.Module, before: list[torch.Tensor]) -> bool:
 
 
 def test_phases_follow_the_budget() -> None:
-    run = started(Budget(warmup_steps=2, equilibrium_rounds=1, finish_steps=2, student_steps=2))
+    run = started(Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_steps=2))
     assert [run.phase(step).name for step in range(run.total_steps)] == [
-        *("warm-up", "warm-up", "equilibrium", "equilibrium", "equilibrium", "finish", "finish"),
+        *("warm-up", "warm-up"),
+        *("equilibrium", "equilibrium", "equilibrium"),
+        *("finish", "finish", "finish"),
     ]
     with pytest.raises(ValueError, match="beyond the last"):
         run.phase(run.total_steps)
 
 
 def test_each_step_trains_the_network_whose_turn_it_is() -> None:
-    run = started(Budget(warmup_steps=1, equilibrium_rounds=2, finish_steps=1, student_steps=2))
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=2, finish_rounds=1, student_steps=2))
     turns = []
     for step in range(run.total_steps):
         generator, quantized = snapshot(run.generator), snapshot(run.quantized)
@@ -52,25 +54,38 @@ def test_each_step_trains_the_network_whose_turn_it_is() -> None:
         turns.append("G" * moved(run.generator, generator) + "Q" * moved(run.quantized, quantized))
     # Step 1 starts with the calibration, which sets the grids of Q again.
     assert turns[0] == "G"
-    assert turns[2:] == ["Q", "Q", "G", "Q", "Q", "Q"]
+    assert turns[2:] == ["Q", "Q", "G", "Q", "Q", "G", "Q", "Q"]
+
+
+def test_the_learning_rate_falls_in_the_finish_alone() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=2, finish_rounds=10, student_steps=1))
+    rates = []
+    for step in range(run.total_steps):
+        run.run_step(step)
+        rates.append(run.student_optimizer.param_groups[0]["lr"] / Recipe().step_size_lr)
+    assert rates[2:5:2] == [1, 1]
+    assert rates[6::2] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(1, 20, 2)])
+    assert {group["lr"] for group in run.generator_optimizer.param_groups} == {
+        Recipe().equilibrium_rate * Recipe().generator_lr
+    }
 
 
 def test_efforts_are_ordered() -> None:
     fast, balanced, best = (BUDGETS[effort] for effort in ("fast", "balanced", "best"))
-    for name in ("warmup_steps", "equilibrium_rounds", "finish_steps"):
+    for name in ("warmup_steps", "equilibrium_rounds", "finish_rounds"):
         assert getattr(fast, name) < getattr(balanced, name) < getattr(best, name)
 
 
 def test_budget_grows_with_the_fourth_root_of_the_classes() -> None:
     few, many = budget_for("balanced", 10), budget_for("balanced", 160)
     assert budget_for("balanced", 2) == few == BUDGETS["balanced"]
-    for name in ("warmup_steps", "equilibrium_rounds", "finish_steps"):
+    for name in ("warmup_steps", "equilibrium_rounds", "finish_rounds"):
         assert getattr(many, name) == 2 * getattr(few, name)
     assert many.student_steps == few.student_steps
 
 
 def test_generator_comes_to_show_the_class_and_the_statistics() -> None:
-    run = started(Budget(warmup_steps=60, equilibrium_rounds=1, finish_steps=1))
+    run = started(Budget(warmup_steps=60, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
     first = run.run_step(0)
     last = [run.run_step(step) for step in range(1, 60)][-1]
     assert last["statistics_loss"] < 0.6 * first["statistics_loss"]
@@ -78,7 +93,7 @@ def test_generator_comes_to_show_the_class_and_the_statistics() -> None:
 
 
 def test_quantized_network_comes_closer_to_the_float_one() -> None:
-    run = started(Budget(warmup_steps=10, equilibrium_rounds=1, finish_steps=120), "w3a3")
+    run = started(Budget(warmup_steps=10, equilibrium_rounds=1, finish_rounds=20), "w3a3")
     metrics = [run.run_step(step) for step in range(run.total_steps)]
     losses = [m["feature_loss"] for m in metrics if "feature_loss" in m]
     early, late = sum(losses[:5]), sum(losses[-5:])
@@ -86,7 +101,7 @@ def test_quantized_network_comes_closer_to_the_float_one() -> None:
 
 
 def test_calibration_sets_every_grid_and_the_input_from_the_pixels() -> None:
-    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_steps=1))
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
     run._calibrate()
     quantizers = {n: m for n, m in run.quantized.named_modules() if isinstance(m, ActivationQuantizer)}
     assert float(quantizers["activation_quantizers.images"].scale.detach()) == pytest.approx(4 / 255, rel=1e-5)
@@ -96,7 +111,7 @@ def test_calibration_sets_every_grid_and_the_input_from_the_pixels() -> None:
 
 
 def test_weights_move_in_units_of_their_step_size() -> None:
-    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_steps=1))
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
     run.run_step(0)
     quantizer = run.quantized.get_submodule("weight_quantizers.conv2d")
     weight = run.quantized.get_parameter("layers.conv2d.weight")
@@ -119,7 +134,7 @@ def test_relative_error_is_its_formula() -> None:
 
 
 def test_metrics_are_finite_and_complete() -> None:
-    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_steps=1))
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
     metrics = run.run_step(0) | run.run_step(1) | run.run_step(2)
     assert {"discrepancy", "sensitivity_pretrained", "sensitivity_quantized", "content_rate", "agreement"} <= set(
         metrics

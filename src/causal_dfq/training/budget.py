@@ -11,25 +11,35 @@ from causal_dfq.config import Effort
 class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
-    A warm-up step trains the generator once. A round of the equilibrium trains the generator once, then
-    the quantized network `student_steps` times. A finish step trains the quantized network once.
+    A warm-up step trains the generator once. A round, of the equilibrium or of the finish, trains the
+    generator once, then the quantized network `student_steps` times.
     """
 
     warmup_steps: int
     equilibrium_rounds: int
-    finish_steps: int
-    student_steps: int = 3
+    finish_rounds: int
+    student_steps: int = 6
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of one round; each trains one of the two networks once."""
+        return 1 + self.student_steps
 
     @property
     def equilibrium_steps(self) -> int:
-        """Steps of all rounds together."""
-        return self.equilibrium_rounds * (1 + self.student_steps)
+        """Steps of all rounds of the equilibrium."""
+        return self.equilibrium_rounds * self.steps_per_round
+
+    @property
+    def finish_steps(self) -> int:
+        """Steps of all rounds of the finish."""
+        return self.finish_rounds * self.steps_per_round
 
 
 BUDGETS: dict[Effort, Budget] = {
-    "fast": Budget(warmup_steps=60, equilibrium_rounds=5, finish_steps=30),
-    "balanced": Budget(warmup_steps=160, equilibrium_rounds=80, finish_steps=500, student_steps=6),
-    "best": Budget(warmup_steps=400, equilibrium_rounds=600, finish_steps=2400, student_steps=6),
+    "fast": Budget(warmup_steps=60, equilibrium_rounds=3, finish_rounds=5),
+    "balanced": Budget(warmup_steps=160, equilibrium_rounds=80, finish_rounds=84),
+    "best": Budget(warmup_steps=400, equilibrium_rounds=600, finish_rounds=400),
 }
 
 
@@ -49,7 +59,7 @@ def budget_for(effort: Effort, classes: int) -> Budget:
         budget,
         warmup_steps=round(growth * budget.warmup_steps),
         equilibrium_rounds=round(growth * budget.equilibrium_rounds),
-        finish_steps=round(growth * budget.finish_steps),
+        finish_rounds=round(growth * budget.finish_rounds),
     )
 
 

@@ -2,7 +2,7 @@
 
     warm-up       G alone: images that P takes for its training images
     equilibrium   G, then Q, in turn
-    finish        Q alone, its learning rate falling to zero
+    finish        the same rounds, Q's learning rate falling to zero
 
 [paper] the method approaches an equilibrium of causality-driven intervened distributions; [ours] this
 schedule. Near the equilibrium Q's style sensitivity has come down to P's and the interventional
@@ -141,12 +141,11 @@ class Equilibrium:
             # Constant for half of the phase, then down to the rate that the equilibrium keeps.
             fall = max(0.0, 2 * phase.position - 1)
             return self._train_generator(1 - (1 - self.recipe.equilibrium_rate) * fall)
-        if phase.name == EQUILIBRIUM:
-            is_generators_turn = phase.step % (1 + self.budget.student_steps) == 0
-            if is_generators_turn:
-                return self._train_generator(self.recipe.equilibrium_rate)
-            return self._train_student(1.0)
-        return self._train_student(0.5 * (1 + math.cos(math.pi * phase.position)))
+        is_generators_turn = phase.step % self.budget.steps_per_round == 0
+        if is_generators_turn:
+            return self._train_generator(self.recipe.equilibrium_rate)
+        falls = phase.name == FINISH
+        return self._train_student(0.5 * (1 + math.cos(math.pi * phase.position)) if falls else 1.0)
 
     def _interventions(self, contents: int) -> tuple[StructuralCausalModel, Tensor]:
         """Fresh contents, some between classes, under M styles: the model, and its images (M * N, C, H, W)."""
