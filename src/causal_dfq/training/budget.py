@@ -38,8 +38,8 @@ class Budget:
 
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(warmup_steps=60, equilibrium_rounds=3, finish_rounds=5),
-    "balanced": Budget(warmup_steps=160, equilibrium_rounds=80, finish_rounds=84),
-    "best": Budget(warmup_steps=400, equilibrium_rounds=600, finish_rounds=400),
+    "balanced": Budget(warmup_steps=160, equilibrium_rounds=45, finish_rounds=140),
+    "best": Budget(warmup_steps=400, equilibrium_rounds=300, finish_rounds=700),
 }
 
 
@@ -50,14 +50,13 @@ _GROWTH = 0.25
 def budget_for(effort: Effort, classes: int) -> Budget:
     """The budget of an effort for a network of so many classes.
 
-    `BUDGETS` holds those for ten classes or fewer. More classes are more contents to synthesize and to
-    learn: the steps of each phase grow with the fourth root of their number [ours].
+    `BUDGETS` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of
+    both phases grow with the fourth root of their number [ours].
     """
     budget = BUDGETS[effort]
     growth = max(1.0, (classes / _CLASSES) ** _GROWTH)
     return replace(
         budget,
-        warmup_steps=round(growth * budget.warmup_steps),
         equilibrium_rounds=round(growth * budget.equilibrium_rounds),
         finish_rounds=round(growth * budget.finish_rounds),
     )

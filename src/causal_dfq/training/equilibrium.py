@@ -69,6 +69,16 @@ class Phase:
         return self.step / self.length
 
 
+@dataclass(frozen=True)
+class StudentBatch:
+    """What Q learns on: images (N, C, H, W); on them P's logits (N, K), features and embedding (N, D)."""
+
+    images: Tensor
+    logits: Tensor
+    features: list[Tensor]
+    embedding: Tensor
+
+
 class Equilibrium:
     """The state of a run, one step at a time.
 
@@ -245,23 +255,30 @@ class Equilibrium:
                 module.zero_point.requires_grad_(bool(module.zero_point != 0))
 
     def _train_student(self, rate: float) -> Metrics:
-        recipe = self.recipe
         _set_student_rates(self.student_optimizer, rate)
-        with torch.no_grad():
-            images = self._student_images()
-            target, target_features, target_embedding = self.views.pretrained_view(images)
-        logits, features, embedding = self.views.quantized_view(images)
+        return self.update_student(self.student_batch())
+
+    @torch.no_grad()
+    def student_batch(self) -> StudentBatch:
+        """Fresh images, and what P makes of them."""
+        images = self._student_images()
+        return StudentBatch(images, *self.views.pretrained_view(images))
+
+    def update_student(self, batch: StudentBatch) -> Metrics:
+        """One step of Q's optimizer on a batch; returns the losses and the measured quantities."""
+        recipe = self.recipe
+        logits, features, embedding = self.views.quantized_view(batch.images)
         # What a scene covers is not the content's: the causal losses see the fully shown images alone.
         intervened = recipe.styles * recipe.student_contents
-        by_style_p, by_style_q = self._by_style(target[:intervened]), self._by_style(logits[:intervened])
-        matching = matching_discrepancy(target, logits, recipe.temperature)
+        by_style_p, by_style_q = self._by_style(batch.logits[:intervened]), self._by_style(logits[:intervened])
+        matching = matching_discrepancy(batch.logits, logits, recipe.temperature)
         discrepancy = interventional_discrepancy(by_style_p, by_style_q, recipe.temperature)
         contrastive = contrastive_discrepancy(
-            self._by_style(target_embedding[:intervened]),
+            self._by_style(batch.embedding[:intervened]),
             self._by_style(embedding[:intervened]),
             recipe.contrastive_tau,
         )
-        feature_loss = relative_error(features, target_features)
+        feature_loss = relative_error(features, batch.features)
         loss = (
             recipe.matching_weight * recipe.temperature**2 * matching
             + recipe.discrepancy_weight * recipe.temperature**2 * discrepancy
@@ -280,7 +297,7 @@ class Equilibrium:
                 "discrepancy": float(interventional_discrepancy(by_style_p, by_style_q)),
                 "sensitivity_pretrained": float(style_sensitivity(by_style_p)),
                 "sensitivity_quantized": float(style_sensitivity(by_style_q)),
-                "agreement": float((logits.argmax(1) == target.argmax(1)).float().mean()),
+                "agreement": float((logits.argmax(1) == batch.logits.argmax(1)).float().mean()),
             }
 
 
