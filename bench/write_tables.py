@@ -20,32 +20,29 @@ NETWORKS = ROOT / "docs" / "networks.md"
 def main_job_table(results: dict[str, Any]) -> str:
     """The main job's rows in Markdown, with what they were measured on."""
     lines = [
-        "| network | bits | effort | FP32 | quantized | drop | time | peak memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | bits | effort | FP32 | quantized | drop | seeds | time | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         spread = "" if row["drop_spread"] is None else f" ± {row['drop_spread']:.2f}"
         lines.append(
             f"| `{row['network']}` | {row['bits']} {row['protocol']} | {row['effort']} | {row['float_top1']:.2f} "
             f"| {row['top1']:.2f} | {row['drop']:.2f}{spread} "
-            f"| {row['seconds']:.0f} s | {row['peak_memory_gb']:.1f} GB |"
+            f"| {', '.join(map(str, row['seeds']))} | {row['seconds']:.0f} s | {row['peak_memory_gb']:.1f} GB |"
         )
     first, machine = results["rows"][0], results["machine"]
     torch_version = results["versions"]["torch"]
     lines += [
         "",
         f"Top-1 in % on {first['images']:,} development images of CIFAR-10 or CIFAR-100; "
-        f"{_seeds(first['seeds'])}, last step; {machine['cores']} cores of an {machine['processor']}, "
+        "mean and standard deviation where there are several seeds, last step; "
+        f"{machine['cores']} cores of an {machine['processor']}, "
         f"torch {torch_version}, commit {results['commit'][:10]}: `{results['command']}`. The paired standard error of "
         f"a drop is about {max(row['paired_error'] for row in results['rows']):.1f} points. "
         "Weights per channel, activations per tensor and static, the residual adds included; the input image has "
         "8 bits ([protocols](docs/usage.md#bits-and-protocols)).",
     ]
     return "\n".join(lines)
-
-
-def _seeds(seeds: list[int]) -> str:
-    return f"mean and standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]} alone"
 
 
 def networks_page() -> str:
