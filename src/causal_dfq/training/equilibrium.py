@@ -71,7 +71,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class StudentBatch:
-    """What Q learns on: images (N, C, H, W); on them P's logits (N, K), features and embedding (N, D)."""
+    """What Q learns on.
+
+    Args:
+        images: (N, C, H, W), in the order of `_student_images`.
+        logits: P's, (N, K).
+        features: P's values of every quantized tensor.
+        embedding: P's, (N, D).
+    """
 
     images: Tensor
     logits: Tensor
@@ -154,8 +161,8 @@ class Equilibrium:
         is_generators_turn = phase.step % self.budget.steps_per_round == 0
         if is_generators_turn:
             return self._train_generator(self.recipe.equilibrium_rate)
-        falls = phase.name == FINISH
-        return self._train_student(0.5 * (1 + math.cos(math.pi * phase.position)) if falls else 1.0)
+        rate = 0.5 * (1 + math.cos(math.pi * phase.position)) if phase.name == FINISH else 1.0
+        return self._train_student(rate)
 
     def _interventions(self, contents: int) -> tuple[StructuralCausalModel, Tensor]:
         """Fresh contents, some between classes, under M styles: the model, and its images (M * N, C, H, W)."""
@@ -265,7 +272,10 @@ class Equilibrium:
         return StudentBatch(images, *self.views.pretrained_view(images))
 
     def update_student(self, batch: StudentBatch) -> Metrics:
-        """One step of Q's optimizer on a batch; returns the losses and the measured quantities."""
+        """One step of Q's optimizer, at the rates set; returns the losses and the measured quantities.
+
+        Source: the losses of docs/method.md, each with its own ([paper], [notes], [ours]) where it is defined.
+        """
         recipe = self.recipe
         logits, features, embedding = self.views.quantized_view(batch.images)
         # What a scene covers is not the content's: the causal losses see the fully shown images alone.
