@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import time
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from causal_dfq.causal.graph import CONTENT, STYLE, Content
 from causal_dfq.config import FLOAT_BITS, Effort, Options, Protocol, make_options
 from causal_dfq.errors import ConfigError, NetworkError
+from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import fold_batch_norm
 from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_layer_nodes
@@ -173,7 +175,8 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
 def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     """Runs the remaining steps; after each, the run can be saved or left."""
     for step in range(steps_done, run.total_steps):
-        metrics = run.run_step(step)
+        with fusion(run.device) if run.budget.pays_for_compilation else contextlib.nullcontext():
+            metrics = run.run_step(step)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 
 

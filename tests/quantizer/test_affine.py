@@ -1,17 +1,19 @@
 """The quantizer against its formula in float64, and its gradients against their definition."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from causal_dfq.fusion import fusion
 from causal_dfq.quantizer.affine import (
     dequantize,
     fake_quantize,
     integer_range,
     learned_fake_quantize,
-    learned_fake_quantize_tensor,
     quantize,
 )
 
@@ -75,40 +77,69 @@ def straight_through(values: Tensor, scale: Tensor, zero_point: Tensor, weight: 
     return output, weight * inside, reduce(weight * to_scale), reduce(weight * to_offset)
 
 
-@pytest.mark.parametrize("function", [learned_fake_quantize, learned_fake_quantize_tensor])
-def test_gradients_of_one_scale_are_those_of_learned_step_sizes(function: object) -> None:
+@pytest.fixture(params=["operators", "fused"])
+def arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "operators":
+        yield
+        return
+    with fusion(torch.device("cpu")) as is_fused:
+        if not is_fused:
+            pytest.skip("torch.compile finds no compiler here")
+        yield
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_one_scale_are_those_of_learned_step_sizes(layout: torch.memory_format) -> None:
     random = torch.Generator().manual_seed(0)
-    values = torch.randn(4, 3, 5, 5, generator=random).contiguous(memory_format=torch.channels_last) * 3
-    weight = torch.randn(4, 3, 5, 5, generator=random)
+    values = torch.randn(4, 3, 5, 6, generator=random).contiguous(memory_format=layout) * 3
+    weight = torch.randn(4, 3, 5, 6, generator=random)
     scale, zero_point = torch.tensor(0.3), torch.tensor(5.3)
-    found = gradients(function, values, scale, zero_point, weight)
-    for actual, expected in zip(found, straight_through(values, scale, zero_point, weight), strict=True):
-        torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4)
-
-
-def test_gradients_of_one_scale_a_channel() -> None:
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn(6, 20, generator=random) * 3
-    weight = torch.randn(6, 20, generator=random)
-    scale = torch.rand(6, 1, generator=random) * 0.3 + 0.1
-    zero_point = torch.full((6, 1), 4.0)
     found = gradients(learned_fake_quantize, values, scale, zero_point, weight)
     for actual, expected in zip(found, straight_through(values, scale, zero_point, weight), strict=True):
         torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_one_scale_a_channel(layout: torch.memory_format) -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 2, 3, 5, generator=random).contiguous(memory_format=layout) * 3
+    weight = torch.randn(6, 2, 3, 5, generator=random)
+    scale = torch.rand(6, 1, 1, 1, generator=random) * 0.3 + 0.1
+    zero_point = torch.full((6, 1, 1, 1), 4.0)
+    found = gradients(learned_fake_quantize, values, scale, zero_point, weight)
+    for actual, expected in zip(found, straight_through(values, scale, zero_point, weight), strict=True):
+        torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_fused_gradients_of_bfloat16_values_are_summed_in_float32() -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(8, 16, 12, 12, generator=random).to(torch.bfloat16)
+    values = values.contiguous(memory_format=torch.channels_last)
+    scale, zero_point = torch.tensor(0.3), torch.tensor(5.0)
+    found = gradients(learned_fake_quantize, values, scale, zero_point, torch.ones_like(values))
+    expected = straight_through(values, scale, zero_point, torch.ones_like(values))
+    assert found[1].dtype == torch.bfloat16
+    assert float(found[2]) == pytest.approx(float(expected[2]), rel=0.02)
+    assert float(found[3]) == pytest.approx(float(expected[3]), rel=1e-4)
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_clipped_values_give_the_scale_the_gradient_of_finite_differences() -> None:
     values, step = torch.tensor([9.0, 20.0, -7.0]), 1e-3
     scale = torch.tensor(0.3, requires_grad=True)
     offset = torch.tensor(5.0)
-    learned_fake_quantize_tensor(values, scale, offset, 0, 15).sum().backward()
+    learned_fake_quantize(values, scale, offset, 0, 15).sum().backward()
     ends = [fake_quantize(values, torch.tensor(0.3 + sign * step), offset, 0, 15).sum() for sign in (1, -1)]
     assert float(scale.grad) == pytest.approx(float(ends[0] - ends[1]) / (2 * step), rel=1e-3)
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_bfloat16_values_keep_their_type_and_their_codes() -> None:
     values = (torch.arange(-20, 40) * 0.3).to(torch.bfloat16)
-    result = learned_fake_quantize_tensor(values, torch.tensor(0.5), torch.tensor(3.0), 0, 15)
+    result = learned_fake_quantize(values, torch.tensor(0.5), torch.tensor(3.0), 0, 15)
     assert result.dtype == torch.bfloat16
     exact = fake_quantize(values.float(), torch.tensor(0.5), torch.tensor(3.0), 0, 15)
     assert torch.equal(result.float(), exact)

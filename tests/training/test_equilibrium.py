@@ -1,11 +1,13 @@
 """The alternation: its phases, what each step trains, and that its quantities move as they should."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 
 from causal_dfq.config import make_options
+from causal_dfq.fusion import fusion
 from causal_dfq.pipeline import prepare, resolve_device
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.training.budget import BUDGETS, Budget, Recipe, budget_for
@@ -124,14 +126,26 @@ def test_weights_move_in_units_of_their_step_size() -> None:
     assert float((weight - before).abs().max()) == pytest.approx(Recipe().weight_lr * unit, rel=0.01)
 
 
-def test_relative_error_is_its_formula() -> None:
-    features = [torch.randn(2, 3, 4, 4), torch.randn(2, 5)]
-    targets = [feature + 0.1 * torch.randn_like(feature) for feature in features]
-    expected = [
-        float((f.double() - t.double()).square().sum() / t.double().square().sum())
-        for f, t in zip(features, targets, strict=True)
-    ]
-    assert float(relative_error(features, targets)) == pytest.approx(sum(expected) / 2, rel=1e-4)
+def test_relative_error_and_its_gradient_are_their_formula() -> None:
+    random = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 4, 4), (2, 5))
+    targets = [torch.randn(shape, generator=random) for shape in shapes]
+    features = [target + 0.1 * torch.randn(target.shape, generator=random) for target in targets]
+    features[0] = features[0].contiguous(memory_format=torch.channels_last)
+    exact = [feature.double().requires_grad_() for feature in features]
+    expected = (
+        sum((f - t.double()).square().sum() / t.double().square().sum() for f, t in zip(exact, targets, strict=True))
+        / 2
+    )
+    torch.autograd.backward([expected])
+    for is_fused in (False, True):
+        leaves = [feature.clone().requires_grad_() for feature in features]
+        with fusion(torch.device("cpu")) if is_fused else contextlib.nullcontext():
+            error = relative_error(leaves, targets)
+            error.backward()
+        assert float(error) == pytest.approx(float(expected), rel=1e-4)
+        for leaf, reference in zip(leaves, exact, strict=True):
+            torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_metrics_are_finite_and_complete() -> None:

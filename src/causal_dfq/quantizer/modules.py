@@ -10,7 +10,6 @@ from causal_dfq.quantizer.affine import (
     fake_quantize,
     integer_range,
     learned_fake_quantize,
-    learned_fake_quantize_tensor,
     quantize,
 )
 from causal_dfq.quantizer.ranges import ObservedValues, activation_range, channel_view, weight_min_max, weight_scale
@@ -47,7 +46,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape -> the same, on the grid."""
         lowest, highest = integer_range(self.bits, is_signed=False)
-        return learned_fake_quantize_tensor(values, self.scale, self.zero_point, lowest, highest)
+        return learned_fake_quantize(values, self.scale, self.zero_point, lowest, highest)
 
     @torch.no_grad()
     def freeze(self) -> FrozenActivationQuantizer:

@@ -35,6 +35,13 @@ class Budget:
         """Steps of all rounds of the finish."""
         return self.finish_rounds * self.steps_per_round
 
+    @property
+    def pays_for_compilation(self) -> bool:
+        """Whether the time that compiled arithmetic saves exceeds the time to compile it, about 15 s."""
+        return (self.equilibrium_rounds + self.finish_rounds) * self.student_steps >= COMPILED_FROM
+
+
+COMPILED_FROM = 300
 
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(warmup_steps=60, equilibrium_rounds=3, finish_rounds=5),

@@ -34,6 +34,7 @@ from causal_dfq.causal.graph import (
     image_model,
     style_interventions,
 )
+from causal_dfq.fusion import Formula, from_memory_order, in_memory_order, like_in_memory
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
@@ -311,25 +312,38 @@ class Equilibrium:
             }
 
 
+@Formula
+def _squared_norms(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """|value - target|^2 and |target|^2."""
+    difference, size = value.float() - target.float(), target.float()
+    return (difference * difference).sum(), (size * size).sum()
+
+
+@Formula
+def _scaled_difference(value: Tensor, target: Tensor, factor: Tensor) -> Tensor:
+    return ((value.float() - target.float()) * factor).to(value.dtype)
+
+
 class _RelativeError(torch.autograd.Function):
-    """|value - target|^2 / |target|^2 with its gradient 2 (value - target) / |target|^2, in three passes."""
+    """|value - target|^2 / |target|^2 with its gradient 2 (value - target) / |target|^2; keeps both tensors alone."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, target: Tensor) -> Tensor:
-        difference = value - target
-        size = _squared_norm(target).clamp_min(1e-8)
-        ctx.save_for_backward(difference, size)
-        return _squared_norm(difference) / size
+        target = like_in_memory(target, value)
+        norms: tuple[Tensor, Tensor] = _squared_norms(*_flat(value, target))
+        distance, size = norms[0], norms[1].clamp_min(1e-8)
+        ctx.save_for_backward(value, target, size)
+        return distance / size
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        difference, size = ctx.saved_tensors
-        return difference * (2 * gradients[0] / size).to(difference.dtype), None
+        value, target, size = ctx.saved_tensors
+        gradient = _scaled_difference(*_flat(value, target), 2 * gradients[0] / size)
+        return from_memory_order(gradient, value), None
 
 
-def _squared_norm(values: Tensor) -> Tensor:
-    # Squares in the type of the values, their sum in float32: vector_norm would first copy to float32.
-    return values.square().sum(dtype=torch.float32)
+def _flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(in_memory_order(tensor).reshape(-1) for tensor in tensors)
 
 
 def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:

@@ -1,0 +1,86 @@
+"""Elementwise formulas over large tensors, in one pass over memory where torch.compile can make it.
+
+Fake quantization reads and writes much and computes little: as a chain of operators it moves ten times the
+bytes that it needs. Each `Formula` is plain torch; within `fusion()` it runs compiled. [ours]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_is_on = False
+
+
+def is_fusing() -> bool:
+    """Whether formulas run compiled now."""
+    return _is_on
+
+
+class Formula:
+    """A function of tensors of equal layout, compiled at its first call within `fusion()`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not _is_on:
+            return self._function(*arguments)
+        if self._compiled is None:
+            # Sizes are symbols: one compilation serves every layer of a type.
+            self._compiled = torch.compile(self._function, dynamic=True, fullgraph=True)
+        # A compilation holds for one mode of gradients and of autocast, so it always sees the same.
+        plain = [argument.detach() if isinstance(argument, Tensor) else argument for argument in arguments]
+        with torch.no_grad(), torch.autocast(plain[0].device.type, enabled=False):
+            return self._compiled(*plain)
+
+
+@contextlib.contextmanager
+def fusion(device: torch.device) -> Iterator[bool]:
+    """Runs every `Formula` compiled; yields whether it does: without a compiler they stay plain torch."""
+    global _is_on
+    before, _is_on = _is_on, can_compile(device)
+    try:
+        yield _is_on
+    finally:
+        _is_on = before
+
+
+@functools.cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here: it wants a C++ compiler for a CPU, Triton for a GPU."""
+    # On a CPU it warns that there is no CUDA, and whatever else a tool chain lacks: plain torch does the same.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        probe = torch.compile(lambda values: values.float() + 1, dynamic=True, fullgraph=True)
+        return bool(torch.equal(probe(torch.zeros(2, 3, device=device)), torch.ones(2, 3, device=device)))
+    except Exception:
+        return False
+
+
+def in_memory_order(values: Tensor) -> Tensor:
+    """(N, C, H, W) in channels_last -> (N, H, W, C), a view; anything else as it is, made contiguous."""
+    if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        return values.permute(0, 2, 3, 1)
+    return values.contiguous()
+
+
+def like_in_memory(values: Tensor, model: Tensor) -> Tensor:
+    """`values` in the memory format that `in_memory_order` sees in `model`."""
+    is_channels_last = model.ndim == 4 and model.is_contiguous(memory_format=torch.channels_last)
+    return values.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+
+
+def from_memory_order(values: Tensor, model: Tensor) -> Tensor:
+    """The inverse of `in_memory_order` for a result of any shape with the values of `model`'s layout."""
+    if model.ndim == 4 and model.is_contiguous(memory_format=torch.channels_last):
+        count, channels, height, width = model.shape
+        return values.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return values.view(model.shape)
