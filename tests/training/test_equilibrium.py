@@ -1,17 +1,15 @@
 """The alternation: its phases, what each step trains, and that its quantities move as they should."""
 
-import contextlib
 import math
 
 import pytest
 import torch
 
 from causal_dfq.config import make_options
-from causal_dfq.fusion import fusion
 from causal_dfq.pipeline import prepare, resolve_device
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.training.budget import BUDGETS, Budget, Recipe, budget_for
-from causal_dfq.training.equilibrium import Equilibrium, relative_error
+from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.views import NetworkViews
 from tests.networks import Residual, trained
 
@@ -78,13 +76,15 @@ def test_efforts_are_ordered() -> None:
         assert getattr(fast, name) < getattr(balanced, name) < getattr(best, name)
 
 
-def test_budget_grows_with_the_fourth_root_of_the_classes() -> None:
-    few, many = budget_for("balanced", 10), budget_for("balanced", 160)
+def test_budget_grows_with_the_classes_up_to_a_hundred() -> None:
+    few, many = budget_for("balanced", 10), budget_for("balanced", 57)
     assert budget_for("balanced", 2) == few == BUDGETS["balanced"]
     for name in ("equilibrium_rounds", "finish_rounds"):
-        assert getattr(many, name) == 2 * getattr(few, name)
+        # 5.7 to the power 0.4 is 2.006.
+        assert getattr(many, name) == round(2.006 * getattr(few, name))
     for name in ("warmup_steps", "student_steps"):
         assert getattr(many, name) == getattr(few, name)
+    assert budget_for("balanced", 1000) == budget_for("balanced", 100)
 
 
 def test_generator_comes_to_show_the_class_and_the_statistics() -> None:
@@ -124,28 +124,6 @@ def test_weights_move_in_units_of_their_step_size() -> None:
     run._train_student(1.0)
     # Adam's first step has the size of the learning rate.
     assert float((weight - before).abs().max()) == pytest.approx(Recipe().weight_lr * unit, rel=0.01)
-
-
-def test_relative_error_and_its_gradient_are_their_formula() -> None:
-    random = torch.Generator().manual_seed(0)
-    shapes = ((2, 3, 4, 4), (2, 5))
-    targets = [torch.randn(shape, generator=random) for shape in shapes]
-    features = [target + 0.1 * torch.randn(target.shape, generator=random) for target in targets]
-    features[0] = features[0].contiguous(memory_format=torch.channels_last)
-    exact = [feature.double().requires_grad_() for feature in features]
-    expected = (
-        sum((f - t.double()).square().sum() / t.double().square().sum() for f, t in zip(exact, targets, strict=True))
-        / 2
-    )
-    torch.autograd.backward([expected])
-    for is_fused in (False, True):
-        leaves = [feature.clone().requires_grad_() for feature in features]
-        with fusion(torch.device("cpu")) if is_fused else contextlib.nullcontext():
-            error = relative_error(leaves, targets)
-            error.backward()
-        assert float(error) == pytest.approx(float(expected), rel=1e-4)
-        for leaf, reference in zip(leaves, exact, strict=True):
-            torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_metrics_are_finite_and_complete() -> None:

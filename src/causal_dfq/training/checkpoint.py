@@ -13,6 +13,7 @@ from torch import Tensor
 
 from causal_dfq.errors import OutputError
 from causal_dfq.files import detached_state, write_tensors
+from causal_dfq.quantizer.residual_grids import step_size_leaders, tie_step_sizes
 from causal_dfq.training.equilibrium import Equilibrium
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -39,6 +40,7 @@ def run_state(run: Equilibrium) -> dict[str, Tensor]:
                 value = optimizer.state.get(parameter, {}).get(key)
                 if value is not None:
                     state[f"{prefix}.{index}.{key}"] = value
+    state["step_size_leaders"] = step_size_leaders(run.quantized)
     state["random"] = run.random.get_state()
     return state
 
@@ -50,6 +52,7 @@ def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         module.load_state_dict(own)
     run.restore_trainable_zero_points()
+    tie_step_sizes(run.quantized, state["step_size_leaders"])
     for prefix, optimizer in _optimizers(run).items():
         for index, parameter in enumerate(_parameters(optimizer)):
             keys = [key for key in _OPTIMIZER_KEYS if f"{prefix}.{index}.{key}" in state]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,10 +33,10 @@ from causal_dfq.causal.graph import (
     image_model,
     style_interventions,
 )
-from causal_dfq.fusion import Formula, from_memory_order, in_memory_order, like_in_memory
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
+from causal_dfq.quantizer.residual_grids import share_step_sizes
 from causal_dfq.synthesis.generator import (
     STYLE_SIZE,
     VARIATION_SIZE,
@@ -49,6 +48,7 @@ from causal_dfq.synthesis.generator import (
 from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.feature_error import relative_error
 from causal_dfq.training.views import NetworkViews
 
 Metrics = dict[str, float]
@@ -159,6 +159,8 @@ class Equilibrium:
             # Constant for half of the phase, then down to the rate that the equilibrium keeps.
             fall = max(0.0, 2 * phase.position - 1)
             return self._train_generator(1 - (1 - self.recipe.equilibrium_rate) * fall)
+        if phase.name == FINISH and phase.step == 0:
+            self._share_step_sizes()
         is_generators_turn = phase.step % self.budget.steps_per_round == 0
         if is_generators_turn:
             return self._train_generator(self.recipe.equilibrium_rate)
@@ -244,6 +246,23 @@ class Equilibrium:
         """Initial ranges of the activation quantizers, on images of the warmed-up generator."""
         self.views.calibrate((self._student_images() for _ in range(CALIBRATION_BATCHES)), self.pixel_bounds)
 
+    @torch.no_grad()
+    def _share_step_sizes(self) -> None:
+        """One step size for an addition where that brings Q nearer to P, now that its weights have settled."""
+        images = self._student_images()[::2]
+        targets, target_features, _ = self.views.pretrained_view(images)
+        recipe = self.recipe
+
+        def error() -> float:
+            logits, features, _ = self.views.quantized_view(images)
+            matching = matching_discrepancy(targets, logits, recipe.temperature)
+            feature_loss = relative_error(features, target_features)
+            return float(
+                recipe.matching_weight * recipe.temperature**2 * matching + recipe.feature_weight * feature_loss
+            )
+
+        share_step_sizes(self.quantized, error)
+
     def _student_images(self) -> Tensor:
         """What Q learns on: (M * N, ...) images under interventions, then half hidden ones, then scenes."""
         recipe = self.recipe
@@ -310,46 +329,6 @@ class Equilibrium:
                 "sensitivity_quantized": float(style_sensitivity(by_style_q)),
                 "agreement": float((logits.argmax(1) == batch.logits.argmax(1)).float().mean()),
             }
-
-
-@Formula
-def _squared_norms(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """|value - target|^2 and |target|^2."""
-    difference, size = value.float() - target.float(), target.float()
-    return (difference * difference).sum(), (size * size).sum()
-
-
-@Formula
-def _scaled_difference(value: Tensor, target: Tensor, factor: Tensor) -> Tensor:
-    return ((value.float() - target.float()) * factor).to(value.dtype)
-
-
-class _RelativeError(torch.autograd.Function):
-    """|value - target|^2 / |target|^2 with its gradient 2 (value - target) / |target|^2; keeps both tensors alone."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, target: Tensor) -> Tensor:
-        target = like_in_memory(target, value)
-        norms: tuple[Tensor, Tensor] = _squared_norms(*_flat(value, target))
-        distance, size = norms[0], norms[1].clamp_min(1e-8)
-        ctx.save_for_backward(value, target, size)
-        return distance / size
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        value, target, size = ctx.saved_tensors
-        gradient = _scaled_difference(*_flat(value, target), 2 * gradients[0] / size)
-        return from_memory_order(gradient, value), None
-
-
-def _flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(in_memory_order(tensor).reshape(-1) for tensor in tensors)
-
-
-def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2, targets constant [ours, common in reconstruction]."""
-    errors = [_RelativeError.apply(value, target) for value, target in zip(features, targets, strict=True)]
-    return torch.stack(errors).mean()
 
 
 def student_parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> list[dict[str, object]]:
