@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.environment import ROOT, describe
+from causal_dfq.files import write_text
 
 RESULTS = ROOT / "bench" / "results" / "main_job.json"
 
@@ -184,7 +185,7 @@ def main(
             print(f"{case.network} {case.bits} seed {seed}: drop {drop:.2f} in {seconds:.0f} s", flush=True)
             out.parent.mkdir(parents=True, exist_ok=True)
             content = {**origin, "rows": summarize(runs), "runs": runs}
-            out.write_text(json.dumps(content, indent=1) + "\n")
+            write_text(out, json.dumps(content, indent=1) + "\n")
     # A narrow terminal would cut the names of the networks.
     Console(width=max(Console().width, 120)).print(render(summarize(runs)))
 
