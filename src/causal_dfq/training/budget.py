@@ -52,14 +52,14 @@ BUDGETS: dict[Effort, Budget] = {
 
 _CLASSES = 10
 _MOST_CLASSES = 100
-_GROWTH = 0.4
+_GROWTH = 0.36
 
 
 def budget_for(effort: Effort, classes: int) -> Budget:
     """The budget of an effort for a network of so many classes.
 
     `BUDGETS` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of
-    both phases grow with their number to the power 0.4, up to a hundred classes [ours].
+    both phases grow with their number to the power 0.36, up to a hundred classes [ours].
     """
     budget = BUDGETS[effort]
     growth = (min(max(classes, _CLASSES), _MOST_CLASSES) / _CLASSES) ** _GROWTH
