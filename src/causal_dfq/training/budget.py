@@ -37,7 +37,7 @@ class Budget:
 
     @property
     def pays_for_compilation(self) -> bool:
-        """Whether the time that compiled arithmetic saves exceeds the time to compile it, about 15 s."""
+        """Whether the time that compiled arithmetic saves exceeds the time to compile it."""
         return (self.equilibrium_rounds + self.finish_rounds) * self.student_steps >= COMPILED_FROM
 
 
