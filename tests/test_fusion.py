@@ -30,6 +30,7 @@ def test_a_formula_is_compiled_within_fusion_alone(monkeypatch: pytest.MonkeyPat
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
     monkeypatch.setattr(fusion_module, "can_compile", lambda device: True)
+    monkeypatch.setattr(fusion_module, "SMALLEST_COMPILED", 2)
 
     def double(values: torch.Tensor) -> torch.Tensor:
         return values * 2
@@ -41,6 +42,7 @@ def test_a_formula_is_compiled_within_fusion_alone(monkeypatch: pytest.MonkeyPat
         assert is_fused
         assert torch.equal(doubled(torch.ones(3)), torch.full((3,), 2.0))
         assert torch.equal(doubled(torch.ones(2)), torch.full((2,), 2.0))
+        assert torch.equal(doubled(torch.ones(1)), torch.full((1,), 2.0))
     assert compiled == [double]
     assert not fusion_module.is_fusing()
 
@@ -50,3 +52,10 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch)
     with fusion(CPU) as is_fused:
         assert not is_fused
         assert torch.equal(Formula(lambda values: values + 1)(torch.zeros(2)), torch.ones(2))
+
+
+def test_a_tensor_too_small_is_not_what_a_formula_is_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **options: pytest.fail("was compiled"))
+    monkeypatch.setattr(fusion_module, "can_compile", lambda device: True)
+    with fusion(CPU):
+        assert torch.equal(Formula(lambda values: values + 1)(torch.zeros(9)), torch.ones(9))

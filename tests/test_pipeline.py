@@ -1,17 +1,22 @@
 """quantize() from Python: what comes back, and that it can be kept."""
 
 import copy
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import causal_dfq
+from causal_dfq import fusion
 from causal_dfq.config import make_options
 from causal_dfq.errors import ConfigError, NetworkError, OutputError
+from causal_dfq.fusion import can_compile
 from causal_dfq.pipeline import prepare, start_run, train
-from causal_dfq.training import budget
+from causal_dfq.quantizer.residual_grids import share_step_sizes
+from causal_dfq.training import budget, equilibrium
 from causal_dfq.training.budget import Budget
 from causal_dfq.training.checkpoint import restore_state, run_state
 from tests.networks import ALL, Residual, trained
@@ -101,8 +106,25 @@ def test_on_step_hears_every_step() -> None:
     ]
 
 
-@pytest.mark.parametrize("done", [1, 3, 4, 7, 9])
-def test_a_restored_run_ends_with_the_same_bits(done: int) -> None:
+@pytest.mark.parametrize("done", [1, 2, 3, 4, 6, 7, 9])
+def test_a_restored_run_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_restored_run_ends_with_the_same_bits(done, monkeypatch)
+
+
+def test_a_restored_run_ends_with_the_same_bits_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("torch.compile finds no compiler here")
+    monkeypatch.setattr(budget, "COMPILED_FROM", 0)
+    monkeypatch.setattr(fusion, "SMALLEST_COMPILED", 0)
+    assert_restored_run_ends_with_the_same_bits(7, monkeypatch)
+
+
+def assert_restored_run_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def share_in_any_case(quantized: fx.GraphModule, error: Callable[[], float]) -> None:
+        falling = itertools.count(0, -1)
+        assert share_step_sizes(quantized, lambda: next(falling))
+
+    monkeypatch.setattr(equilibrium, "share_step_sizes", share_in_any_case)
     options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE)
 
     def fresh() -> object:
@@ -122,6 +144,8 @@ def test_a_restored_run_ends_with_the_same_bits(done: int) -> None:
     found = run_state(resumed)
     assert set(found) == set(expected)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    leaders = found["step_size_leaders"].tolist()
+    assert len(set(leaders)) == len(leaders) - 2
 
 
 def test_network_without_norm_needs_float_activations() -> None:

@@ -9,11 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# A compilation is laid out for the first tensor that it meets, and serves all: a small one would leave the
+# large ones to a single thread, and make the result depend on what was computed before.
+SMALLEST_COMPILED = 2**16
 
 _is_on = False
 
@@ -31,14 +36,14 @@ class Formula:
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        if not _is_on:
+        if not _is_on or arguments[0].numel() < SMALLEST_COMPILED:
             return self._function(*arguments)
         if self._compiled is None:
             # Sizes are symbols: one compilation serves every layer of a type.
             self._compiled = torch.compile(self._function, dynamic=True, fullgraph=True)
         # A compilation holds for one mode of gradients and of autocast, so it always sees the same.
         plain = [argument.detach() if isinstance(argument, Tensor) else argument for argument in arguments]
-        with torch.no_grad(), torch.autocast(plain[0].device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(plain[0].device.type, enabled=False), _interrupts_held():
             return self._compiled(*plain)
 
 
@@ -56,13 +61,31 @@ def fusion(device: torch.device) -> Iterator[bool]:
 @functools.cache
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works here: it wants a C++ compiler for a CPU, Triton for a GPU."""
-    # On a CPU it warns that there is no CUDA, and whatever else a tool chain lacks: plain torch does the same.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # On a machine without a GPU it warns that there is no CUDA.
+    log = logging.getLogger("torch.utils.cpp_extension")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
-        probe = torch.compile(lambda values: values.float() + 1, dynamic=True, fullgraph=True)
-        return bool(torch.equal(probe(torch.zeros(2, 3, device=device)), torch.ones(2, 3, device=device)))
-    except Exception:
+        with _interrupts_held():
+            probe = torch.compile(lambda values: values.float() + 1, dynamic=True, fullgraph=True)
+            return bool(torch.equal(probe(torch.zeros(2, 3, device=device)), torch.ones(2, 3, device=device)))
+    except Exception:  # Whatever a tool chain lacks, plain torch does the same work.
         return False
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back: it would kill the compiler, which runs as a child of this process."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_memory_order(values: Tensor) -> Tensor:

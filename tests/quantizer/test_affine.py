@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from causal_dfq import fusion as fusion_module
 from causal_dfq.fusion import fusion
 from causal_dfq.quantizer.affine import (
     dequantize,
@@ -56,32 +57,35 @@ def test_error_is_at_most_half_a_step_inside_the_range(value: float, scale: floa
 
 
 def gradients(
-    function: object, values: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor
+    values: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, ends: tuple[int, int] = (0, 15)
 ) -> tuple[Tensor, ...]:
     leaves = [tensor.clone().requires_grad_() for tensor in (values, scale, zero_point)]
-    output = function(*leaves, 0, 15)  # type: ignore[operator]
+    output = learned_fake_quantize(*leaves, *ends)
     (output * weight).sum().backward()
     return output.detach(), *(leaf.grad for leaf in leaves)
 
 
-def straight_through(values: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+def straight_through(
+    values: Tensor, scale: Tensor, zero_point: Tensor, weight: Tensor, ends: tuple[int, int] = (0, 15)
+) -> tuple[Tensor, ...]:
     """The documented gradients, written out in float64."""
     values, scale, weight = values.double(), scale.double(), weight.double()
     offset = zero_point.double().round()
     code = (values / scale).round() + offset
-    inside = (code >= 0) & (code <= 15)
-    output = (code.clamp(0, 15) - offset) * scale
-    to_scale = torch.where(inside, (values / scale).round() - values / scale, code.clamp(0, 15) - offset)
+    inside = (code >= ends[0]) & (code <= ends[1])
+    output = (code.clamp(*ends) - offset) * scale
+    to_scale = torch.where(inside, (values / scale).round() - values / scale, code.clamp(*ends) - offset)
     to_offset = torch.where(inside, 0.0, -scale)
     reduce = (lambda t: t.sum()) if scale.ndim == 0 else (lambda t: t.sum_to_size(scale.shape))
     return output, weight * inside, reduce(weight * to_scale), reduce(weight * to_offset)
 
 
 @pytest.fixture(params=["operators", "fused"])
-def arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "operators":
         yield
         return
+    monkeypatch.setattr(fusion_module, "SMALLEST_COMPILED", 0)
     with fusion(torch.device("cpu")) as is_fused:
         if not is_fused:
             pytest.skip("torch.compile finds no compiler here")
@@ -95,21 +99,22 @@ def test_gradients_of_one_scale_are_those_of_learned_step_sizes(layout: torch.me
     values = torch.randn(4, 3, 5, 6, generator=random).contiguous(memory_format=layout) * 3
     weight = torch.randn(4, 3, 5, 6, generator=random)
     scale, zero_point = torch.tensor(0.3), torch.tensor(5.3)
-    found = gradients(learned_fake_quantize, values, scale, zero_point, weight)
+    found = gradients(values, scale, zero_point, weight)
     for actual, expected in zip(found, straight_through(values, scale, zero_point, weight), strict=True):
         torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("ends", [(0, 15), (-8, 7)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_gradients_of_one_scale_a_channel(layout: torch.memory_format) -> None:
+def test_gradients_of_one_scale_a_channel(layout: torch.memory_format, ends: tuple[int, int]) -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(6, 2, 3, 5, generator=random).contiguous(memory_format=layout) * 3
     weight = torch.randn(6, 2, 3, 5, generator=random)
     scale = torch.rand(6, 1, 1, 1, generator=random) * 0.3 + 0.1
-    zero_point = torch.full((6, 1, 1, 1), 4.0)
-    found = gradients(learned_fake_quantize, values, scale, zero_point, weight)
-    for actual, expected in zip(found, straight_through(values, scale, zero_point, weight), strict=True):
+    zero_point = torch.full((6, 1, 1, 1), 4.0 + ends[0])
+    found = gradients(values, scale, zero_point, weight, ends)
+    for actual, expected in zip(found, straight_through(values, scale, zero_point, weight, ends), strict=True):
         torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4)
 
 
@@ -119,7 +124,7 @@ def test_fused_gradients_of_bfloat16_values_are_summed_in_float32() -> None:
     values = torch.randn(8, 16, 12, 12, generator=random).to(torch.bfloat16)
     values = values.contiguous(memory_format=torch.channels_last)
     scale, zero_point = torch.tensor(0.3), torch.tensor(5.0)
-    found = gradients(learned_fake_quantize, values, scale, zero_point, torch.ones_like(values))
+    found = gradients(values, scale, zero_point, torch.ones_like(values))
     expected = straight_through(values, scale, zero_point, torch.ones_like(values))
     assert found[1].dtype == torch.bfloat16
     assert float(found[2]) == pytest.approx(float(expected[2]), rel=0.02)

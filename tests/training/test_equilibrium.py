@@ -1,13 +1,16 @@
 """The alternation: its phases, what each step trains, and that its quantities move as they should."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import fx
 
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, resolve_device
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
+from causal_dfq.training import equilibrium
 from causal_dfq.training.budget import BUDGETS, Budget, Recipe, budget_for
 from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.views import NetworkViews
@@ -42,7 +45,8 @@ def test_phases_follow_the_budget() -> None:
         run.phase(run.total_steps)
 
 
-def test_each_step_trains_the_network_whose_turn_it_is() -> None:
+def test_each_step_trains_the_network_whose_turn_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equilibrium, "share_step_sizes", lambda quantized, error: [])
     run = started(Budget(warmup_steps=1, equilibrium_rounds=2, finish_rounds=1, student_steps=2))
     turns = []
     for step in range(run.total_steps):
@@ -133,3 +137,30 @@ def test_metrics_are_finite_and_complete() -> None:
         metrics
     )
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_the_finish_begins_by_sharing_step_sizes_if_q_comes_nearer_to_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
+    seen = []
+
+    def record(quantized: fx.GraphModule, error: Callable[[], float]) -> None:
+        before = error()
+        for module in quantized.modules():
+            if isinstance(module, ActivationQuantizer):
+                module.log_scale.data += 1.0
+        seen.append((before, error()))
+
+    monkeypatch.setattr(equilibrium, "share_step_sizes", record)
+    for step in range(run.total_steps):
+        assert len(seen) == (1 if step > 3 else 0)
+        run.run_step(step)
+    (before, after) = seen[0]
+    assert 0 < before < after
+
+
+def test_weights_left_in_float_take_no_gradient() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1), "w32a4")
+    run.run_step(0)
+    run.run_step(1)
+    run.run_step(2)
+    assert all(parameter.grad is None for parameter in run.quantized.get_submodule("layers").parameters())

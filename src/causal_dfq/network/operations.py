@@ -33,6 +33,7 @@ ACTIVATIONS = CLIPPING_ACTIVATIONS | {
 VALUE_PRESERVING_NAMES = frozenset(
     {
         *("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "clone", "detach", "alias"),
+        *("to", "_to_copy"),
         *("permute", "transpose", "t", "numpy_T", "contiguous", "channel_shuffle", "pixel_shuffle"),
         *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
         *("pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),

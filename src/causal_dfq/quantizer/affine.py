@@ -50,7 +50,7 @@ def _fake_quantize_rows_gradients(
     codes = torch.clamp(rounded, lowest - offset, highest - offset)
     incoming = gradient.float()
     passed = torch.where(codes == rounded, incoming, 0.0)
-    # codes - exact inside, codes outside: formed before it is weighed, so that little rounding loses nothing.
+    # Inside the range codes - exact, beyond its ends the codes.
     scale_gradient = (incoming * codes - passed * exact).sum_to_size(scale.shape)
     zero_point_gradient = -scale * (incoming - passed).sum_to_size(scale.shape)
     return passed.to(gradient.dtype), scale_gradient, zero_point_gradient

@@ -37,7 +37,7 @@ class ActivationQuantizer(nn.Module):
         """Sets the grid; a zero point at the lowest code stays there, since nothing is negative."""
         self.log_scale.fill_(scale).log_()
         self.zero_point.fill_(zero_point)
-        self.zero_point.requires_grad_(zero_point > 0)
+        self.zero_point.requires_grad_(zero_point != 0)
 
     def calibrate(self, observed: ObservedValues) -> None:
         """Sets the grid of least squared error on observed values."""

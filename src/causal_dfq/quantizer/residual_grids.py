@@ -6,6 +6,7 @@ the codes is a code already: a residual stream passes from block to block withou
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from causal_dfq.quantizer.affine import integer_range
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
 
-_ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
 _CANDIDATES = 5
 
 
@@ -60,15 +60,21 @@ def share_step_sizes(quantized: fx.GraphModule, error: Callable[[], float]) -> l
     for addition in additions(quantized):
         group = list(dict.fromkeys(n for member in addition.members for n in groups.get(member, [member])))
         members = [_quantizer(quantized, name) for name in group]
-        own = best = [_grid(member) for member in members]
+        # Copies: a step size that went through its logarithm again would not be the same to the last bit.
+        states = [copy.deepcopy(member.state_dict()) for member in members]
+        own = [_grid(member) for member in members]
+        best: list[tuple[float, float]] | None = None
         for scale in _between([scale for scale, _ in own]):
             grids = [_rescaled(member, grid, scale) for member, grid in zip(members, own, strict=True)]
             _set(members, grids)
             tried = error()
             if tried < lowest:
                 best, lowest = grids, tried
-        _set(members, best)
-        if best is not own:
+        if best is None:
+            for member, state in zip(members, states, strict=True):
+                member.load_state_dict(state)
+        else:
+            _set(members, best)
             groups |= dict.fromkeys(group, group)
     shared = list({id(group): group for group in groups.values()}.values())
     numbers = {name: number for number, name in enumerate(_quantizers(quantized))}
@@ -131,7 +137,7 @@ def _quantizer(quantized: fx.GraphModule, name: str) -> ActivationQuantizer:
 
 def _quantizers_around(node: fx.Node) -> tuple[list[str], str | None]:
     """The quantizers of an addition's two tensors and of its result."""
-    if node.op != "call_function" or node.target not in _ADDITIONS or node.kwargs.get("alpha", 1) != 1:
+    if node.op != "call_function" or node.target != aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
         return [], None
     terms = [term for term in node.args if isinstance(term, fx.Node) and _is_quantizer(term)]
     shapes = {tuple(value.meta["val"].shape) for value in (*terms, node)}

@@ -353,6 +353,7 @@ def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dic
         assert isinstance(bias, nn.Parameter)
         quantizer = quantizers.get(f"{WEIGHT_QUANTIZERS}.{name}")
         if not isinstance(quantizer, WeightQuantizer):
+            layer.requires_grad_(False)
             continue
         unit = float(quantizer.scale.detach().mean())
         yield {"params": [weight], "base_lr": recipe.weight_lr * unit}

@@ -45,6 +45,6 @@ def _flat(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2, targets constant [ours, common in reconstruction]."""
+    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2, targets constant [ours, common in reconstruction]; 0 of none."""
     errors = [_RelativeError.apply(value, target) for value, target in zip(features, targets, strict=True)]
-    return torch.stack(errors).mean()
+    return torch.stack(errors).mean() if errors else torch.zeros(())
