@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 from typing import Any
 
 import torch
@@ -71,6 +72,23 @@ def operation_name(node: fx.Node) -> str:
 def is_weight_layer(node: fx.Node) -> bool:
     """Whether the node is a convolution or a linear layer."""
     return node.op == "call_function" and node.target in WEIGHT_LAYERS
+
+
+def clipping_bounds(node: fx.Node) -> tuple[float, float] | None:
+    """Between which values a clipping activation passes; None for other nodes, and where the bounds are tensors."""
+    if node.op != "call_function" or node.target not in CLIPPING_ACTIVATIONS or node.kwargs:
+        return None
+    if node.target == aten.relu.default:
+        return 0.0, math.inf
+    if node.target == aten.relu6.default:
+        return 0.0, 6.0
+    unset: list[object] = [-1.0, 1.0] if node.target == aten.hardtanh.default else [None, None]
+    given: list[object] = list(node.args[1:])
+    low, high = given + unset[len(given) :]
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        return float(low), float(high)
+    return None
 
 
 def is_value_preserving(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causal_dfq.causal.graph import Content
+from causal_dfq.synthesis.upsampling import upsampled_convolution
 
 VARIATION_SIZE = 64
 STYLE_SIZE = 32
@@ -31,8 +32,7 @@ class StyledBlock(nn.Module):
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
         """(N, in_channels, H, W), (N, STYLE_SIZE) -> (N, channels, 2 H, 2 W)."""
-        features = functional.interpolate(features, scale_factor=2.0, mode="nearest")
-        features = self.norm(self.convolution(features))
+        features = self.norm(upsampled_convolution(features, self.convolution.weight))
         scale, shift = self.style(style)[:, :, None, None].chunk(2, 1)
         return functional.leaky_relu(features * (1 + scale) + shift, 0.2)
 

@@ -48,7 +48,6 @@ from causal_dfq.synthesis.generator import (
 from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Budget, Recipe
-from causal_dfq.training.feature_error import relative_error
 from causal_dfq.training.views import NetworkViews
 
 Metrics = dict[str, float]
@@ -254,9 +253,8 @@ class Equilibrium:
         recipe = self.recipe
 
         def error() -> float:
-            logits, features, _ = self.views.quantized_view(images)
+            logits, feature_loss, _ = self.views.quantized_view(images, target_features)
             matching = matching_discrepancy(targets, logits, recipe.temperature)
-            feature_loss = relative_error(features, target_features)
             return float(
                 recipe.matching_weight * recipe.temperature**2 * matching + recipe.feature_weight * feature_loss
             )
@@ -297,7 +295,7 @@ class Equilibrium:
         Source: the losses of docs/method.md, each with its own ([paper], [notes], [ours]) where it is defined.
         """
         recipe = self.recipe
-        logits, features, embedding = self.views.quantized_view(batch.images)
+        logits, feature_loss, embedding = self.views.quantized_view(batch.images, batch.features)
         # What a scene covers is not the content's: the causal losses see the fully shown images alone.
         intervened = recipe.styles * recipe.student_contents
         by_style_p, by_style_q = self._by_style(batch.logits[:intervened]), self._by_style(logits[:intervened])
@@ -308,7 +306,6 @@ class Equilibrium:
             self._by_style(embedding[:intervened]),
             recipe.contrastive_tau,
         )
-        feature_loss = relative_error(features, batch.features)
         loss = (
             recipe.matching_weight * recipe.temperature**2 * matching
             + recipe.discrepancy_weight * recipe.temperature**2 * discrepancy

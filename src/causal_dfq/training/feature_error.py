@@ -9,6 +9,8 @@ from torch import Tensor
 
 from causal_dfq.fusion import Formula, from_memory_order, in_memory_order, like_in_memory
 
+SMALLEST_SIZE = 1e-8
+
 
 @Formula
 def _squared_norms(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +31,7 @@ class _RelativeError(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, target: Tensor) -> Tensor:
         target = like_in_memory(target, value)
         norms: tuple[Tensor, Tensor] = _squared_norms(*_flat(value, target))
-        distance, size = norms[0], norms[1].clamp_min(1e-8)
+        distance, size = norms[0], norms[1].clamp_min(SMALLEST_SIZE)
         ctx.save_for_backward(value, target, size)
         return distance / size
 
@@ -44,7 +46,7 @@ def _flat(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(in_memory_order(tensor).reshape(-1) for tensor in tensors)
 
 
-def relative_error(features: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Mean over tensors of |f_Q - f_P|^2 / |f_P|^2, targets constant [ours, common in reconstruction]; 0 of none."""
-    errors = [_RelativeError.apply(value, target) for value, target in zip(features, targets, strict=True)]
-    return torch.stack(errors).mean() if errors else torch.zeros(())
+def relative_error(feature: Tensor, target: Tensor) -> Tensor:
+    """|f_Q - f_P|^2 / |f_P|^2 of tensors of one shape, the target constant [ours, common in reconstruction]."""
+    result: Tensor = _RelativeError.apply(feature, target)
+    return result

@@ -22,6 +22,7 @@ from causal_dfq.network.operations import (
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
 from causal_dfq.quantizer.ranges import ObservedValues, affine_from_bounds, merge, observe
+from causal_dfq.training.measured_rounding import with_feature_errors
 
 
 class NetworkViews:
@@ -36,11 +37,12 @@ class NetworkViews:
         self.classes = class_count(captured)
         features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
         penultimate = [input_name(weight_layer_nodes(folded.graph)[-1])]
-        quantized_penultimate = [input_name(weight_layer_nodes(quantized.graph)[-1])]
+        quantized_penultimate = input_name(weight_layer_nodes(quantized.graph)[-1])
         norm_inputs = [input_name(node) for node in batch_norm_nodes(captured.graph)]
         self._statistics = _for_training(with_outputs(captured, norm_inputs))
         self._pretrained = _for_training(with_outputs(folded, features + penultimate))
-        self._quantized = _for_training(with_outputs(quantized, features + quantized_penultimate))
+        self._quantized = _for_training(with_feature_errors(quantized, features, quantized_penultimate))
+        self._quantized_alone = _for_training(with_outputs(quantized, []))
         self._device = torch.device("cpu")
         self._uses_bfloat16 = has_bfloat16_arithmetic()
 
@@ -54,6 +56,7 @@ class NetworkViews:
             self._statistics,
             self._pretrained,
             self._quantized,
+            self._quantized_alone,
         ):
             view.to(device)
         self._uses_bfloat16 = device.type == "cuda" or has_bfloat16_arithmetic()
@@ -72,10 +75,17 @@ class NetworkViews:
         logits, values = self._call(self._pretrained, images)
         return logits, values[:-1], embedding(values[-1])
 
-    def quantized_view(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Q: logits (N, K), features before their rounding, penultimate embedding (N, D)."""
-        logits, values = self._call(self._quantized, images)
-        return logits, values[:-1], embedding(values[-1])
+    def quantized_view(self, images: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Q: logits (N, K), the mean relative error of its features (0 of none), penultimate embedding (N, D).
+
+        Features are the tensors of `pretrained_view` before they are rounded; `targets` are P's.
+        """
+        with self.autocast():
+            logits, errors, penultimate = self._quantized(
+                images.contiguous(memory_format=torch.channels_last), *targets
+            )
+        error = torch.stack(errors).mean() if errors else logits.new_zeros(())
+        return logits.float(), error, embedding(penultimate)
 
     def pretrained_logits(self, images: Tensor) -> Tensor:
         """P's logits (N, K)."""
@@ -83,7 +93,7 @@ class NetworkViews:
 
     def quantized_logits(self, images: Tensor) -> Tensor:
         """Q's logits (N, K)."""
-        return self._call(self._quantized, images)[0]
+        return self._call(self._quantized_alone, images)[0]
 
     def _call(self, view: fx.GraphModule, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.autocast():
