@@ -10,12 +10,13 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "causal-dfq")
 
 
-def describe() -> dict[str, object]:
+def describe() -> dict[str, Any]:
     """Command, commit, versions and machine."""
     return {
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
@@ -25,6 +26,19 @@ def describe() -> dict[str, object]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
     }
+
+
+def is_same_package(results: dict[str, Any]) -> bool:
+    """Whether a results file was measured with the package as it stands here, and the same versions."""
+    commit = results["commit"]
+    here = describe()
+    return (
+        results["is_clean"]
+        and here["is_clean"]
+        and results["versions"] == here["versions"]
+        and results["machine"] == here["machine"]
+        and _git("rev-parse", f"{commit}:src") == _git("rev-parse", "HEAD:src")
+    )
 
 
 def _module() -> str:

@@ -2,8 +2,10 @@
 
     python -m bench.main_job [--shared ../shared] [--seeds 0,1,2] [--only NAME]
 
-Writes bench/results/main_job.json after every run, and prints the table. The last step is reported,
-never the best; the images reach nothing but the final evaluation. Each run is a process of its own.
+Writes bench/results/main_job.json after every run, and prints the table. A stopped bench goes on from
+there: runs that the file holds of the same package, versions and machine are kept. The last step is
+reported, never the best; the images reach nothing but the final evaluation. Each run is a process of
+its own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import ROOT, describe
+from bench.environment import ROOT, describe, is_same_package
 from causal_dfq.files import write_text
 
 RESULTS = ROOT / "bench" / "results" / "main_job.json"
@@ -111,6 +113,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for case in CASES:
         of_case = [run for run in runs if all(run[key] == value for key, value in asdict(case).items())]
+        of_case.sort(key=lambda run: int(run["seed"]))
         if not of_case:
             continue
         drops = [run["evaluation"]["drop"] for run in of_case]
@@ -132,6 +135,14 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def kept_runs(results: Path) -> list[dict[str, Any]]:
+    """The runs of an earlier results file, where they were measured with the package as it is."""
+    if not results.exists():
+        return []
+    earlier = json.loads(results.read_text())
+    return [{"commit": earlier["commit"], **run} for run in earlier["runs"]] if is_same_package(earlier) else []
 
 
 def render(rows: list[dict[str, Any]]) -> Table:
@@ -170,16 +181,19 @@ def main(
         print(json.dumps(run_case(CASES[index], seed, shared)))
         return
     origin = describe()
-    runs: list[dict[str, Any]] = []
+    runs = kept_runs(out)
+    measured = {(run["network"], run["bits"], run["protocol"], run["effort"], run["seed"]) for run in runs}
     for seed in map(int, seeds.split(",")):
         for index, case in enumerate(CASES):
             if only not in f"{case.network} {case.bits}":
+                continue
+            if (case.network, case.bits, case.protocol, case.effort, seed) in measured:
                 continue
             command = [sys.executable, "-m", "bench.main_job", "--shared", str(shared), "--one", f"{index},{seed}"]
             with tempfile.TemporaryFile("w+") as output:
                 subprocess.run(command, cwd=ROOT, stdout=output, check=True)
                 output.seek(0)
-                run = json.loads(output.read().splitlines()[-1])
+                run = {"commit": origin["commit"], **json.loads(output.read().splitlines()[-1])}
             runs.append(run)
             drop, seconds = run["evaluation"]["drop"], run["seconds"]
             print(f"{case.network} {case.bits} seed {seed}: drop {drop:.2f} in {seconds:.0f} s", flush=True)

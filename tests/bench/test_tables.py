@@ -1,8 +1,12 @@
 """Numbers go from results files into pages without hands."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from bench.main_job import CASES, summarize
+from bench import environment
+from bench.main_job import CASES, kept_runs, summarize
 from bench.write_tables import main_job_table, replace_between
 
 
@@ -48,3 +52,20 @@ def test_only_the_marked_part_of_a_page_changes() -> None:
     assert replace_between(page, "x", "new") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb"
     with pytest.raises(ValueError, match="substring not found"):
         replace_between(page, "y", "new")
+
+
+def test_runs_of_the_same_package_are_kept_and_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"is_clean": True, "versions": {"torch": "2.9"}, "machine": {"cores": 2}, "commit": "HEAD"}
+    monkeypatch.setattr(environment, "describe", lambda: here)
+    monkeypatch.setattr(environment, "_git", lambda *arguments: arguments[1].replace("HEAD", "0123"))
+    path = tmp_path / "results.json"
+
+    def kept(**changes: object) -> list[object]:
+        path.write_text(json.dumps({**here, "commit": "0123", "runs": [run(0, 0, 1.0)], **changes}))
+        return [(entry["commit"], entry["seed"]) for entry in kept_runs(path)]
+
+    assert kept_runs(path) == []
+    assert kept() == [("0123", 0)]
+    assert kept(commit="4567") == []
+    assert kept(is_clean=False) == []
+    assert kept(versions={"torch": "2.10"}) == []
