@@ -21,7 +21,8 @@ def describe() -> dict[str, Any]:
     return {
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
         "commit": _git("rev-parse", "HEAD"),
-        "is_clean": _git("status", "--porcelain", "--untracked-files=no", "--", "src", "bench") == "",
+        "is_clean": _git("status", "--porcelain", "--untracked-files=no", "--", "src", "bench", ":!bench/results")
+        == "",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
