@@ -42,9 +42,15 @@ class Formula:
             # Sizes are symbols: one compilation serves every layer of a type.
             self._compiled = torch.compile(self._function, dynamic=True, fullgraph=True)
         # A compilation holds for one mode of gradients and of autocast, so it always sees the same.
-        plain = [argument.detach() if isinstance(argument, Tensor) else argument for argument in arguments]
-        with torch.no_grad(), torch.autocast(plain[0].device.type, enabled=False), _interrupts_held():
-            return self._compiled(*plain)
+        plain = [
+            argument.detach() if isinstance(argument, Tensor) and argument.requires_grad else argument
+            for argument in arguments
+        ]
+        with _interrupts_held():
+            if not torch.is_grad_enabled() and not torch.is_autocast_enabled(plain[0].device.type):
+                return self._compiled(*plain)
+            with torch.no_grad(), torch.autocast(plain[0].device.type, enabled=False):
+                return self._compiled(*plain)
 
 
 @contextlib.contextmanager
@@ -88,22 +94,46 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@functools.cache
+def constant(value: float, device: torch.device) -> Tensor:
+    """A number as a formula takes it: a plain one would be compiled in, once for each that occurs."""
+    return torch.tensor(value, device=device)
+
+
+def is_channels_last(values: Tensor) -> bool:
+    """Whether the memory of (N, C, H, W) is laid out as (N, H, W, C)."""
+    return values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+
+
 def in_memory_order(values: Tensor) -> Tensor:
     """(N, C, H, W) in channels_last -> (N, H, W, C), a view; anything else as it is, made contiguous."""
-    if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
-        return values.permute(0, 2, 3, 1)
-    return values.contiguous()
+    return values.permute(0, 2, 3, 1) if is_channels_last(values) else values.contiguous()
+
+
+class _GradientInFormat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous(memory_format=torch.channels_last)
+
+
+def with_gradient_in_channels_last(values: Tensor) -> Tensor:
+    """Values (N, C, H, W) whose gradient will lie in channels_last; a mean or a crop gives it in another format."""
+    result: Tensor = _GradientInFormat.apply(values)
+    return result
 
 
 def like_in_memory(values: Tensor, model: Tensor) -> Tensor:
     """`values` in the memory format that `in_memory_order` sees in `model`."""
-    is_channels_last = model.ndim == 4 and model.is_contiguous(memory_format=torch.channels_last)
-    return values.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+    return values.contiguous(memory_format=torch.channels_last if is_channels_last(model) else torch.contiguous_format)
 
 
 def from_memory_order(values: Tensor, model: Tensor) -> Tensor:
     """The inverse of `in_memory_order` for a result of any shape with the values of `model`'s layout."""
-    if model.ndim == 4 and model.is_contiguous(memory_format=torch.channels_last):
+    if is_channels_last(model):
         count, channels, height, width = model.shape
         return values.view(count, height, width, channels).permute(0, 3, 1, 2)
     return values.view(model.shape)

@@ -51,14 +51,14 @@ def test_distance_is_its_formula_in_float64() -> None:
     mean, deviation = values.mean((0, 2, 3)), values.std((0, 2, 3), correction=0)
     running = running_variance.double().sqrt()
     expected = (((mean - running_mean) / running) ** 2 + (deviation / running - 1) ** 2).mean()
-    found = statistics_distance([values.float()], [(running_mean, running_variance)])
+    found = statistics_distance([batch_statistics(values.float())], [(running_mean, running_variance)])
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_distance_is_zero_for_the_running_statistics() -> None:
     values = features().float()
     statistics = [(values.mean((0, 2, 3)), values.var((0, 2, 3), correction=0))]
-    assert float(statistics_distance([values], statistics)) == pytest.approx(0, abs=1e-6)
+    assert float(statistics_distance([batch_statistics(values)], statistics)) == pytest.approx(0, abs=1e-6)
 
 
 def test_running_statistics_are_those_of_the_network() -> None:

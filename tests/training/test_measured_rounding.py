@@ -1,33 +1,18 @@
 """Clipping, comparing and rounding in one pass: against the three one after the other."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from causal_dfq import fusion as fusion_module
 from causal_dfq.config import make_options
-from causal_dfq.fusion import fusion
 from causal_dfq.network.operations import with_outputs
 from causal_dfq.pipeline import prepare
 from causal_dfq.quantizer.placement import integer_tensors
 from causal_dfq.training.feature_error import relative_error
 from causal_dfq.training.measured_rounding import measured_fake_quantize, with_feature_errors
 from tests.networks import Concatenating, Residual, SqueezeExcite, trained
-
-
-@pytest.fixture(params=["operators", "fused"])
-def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.param == "operators":
-        yield
-        return
-    monkeypatch.setattr(fusion_module, "SMALLEST_COMPILED", 0)
-    with fusion(torch.device("cpu")) as is_fused:
-        if not is_fused:
-            pytest.skip("torch.compile finds no compiler here")
-        yield
 
 
 def clipped(values: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causal_dfq.causal.graph import Content
+from causal_dfq.fusion import with_gradient_in_channels_last
+from causal_dfq.synthesis.styled_norm import styled_norm
 from causal_dfq.synthesis.upsampling import upsampled_convolution
 
 VARIATION_SIZE = 64
 STYLE_SIZE = 32
 _SMALLEST_SIDE = 7
-_CHANNELS = (96, 64, 32, 32, 24, 16)
+_CHANNELS = (64, 48, 32, 24, 16, 16)
 _STYLE_CHANNELS = 16
 # Zero padding marks the border of a feature map: images are cut out of a larger one.
 _MARGIN = 2
@@ -27,14 +29,13 @@ class StyledBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
         self.style = nn.Linear(STYLE_SIZE, 2 * channels)
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
         """(N, in_channels, H, W), (N, STYLE_SIZE) -> (N, channels, 2 H, 2 W)."""
-        features = self.norm(upsampled_convolution(features, self.convolution.weight))
-        scale, shift = self.style(style)[:, :, None, None].chunk(2, 1)
-        return functional.leaky_relu(features * (1 + scale) + shift, 0.2)
+        features = upsampled_convolution(features, self.convolution.weight)
+        scale, shift = self.style(style).chunk(2, 1)
+        return styled_norm(features, 1 + scale, shift)
 
 
 class ContentStyleGenerator(nn.Module):
@@ -92,9 +93,11 @@ class ContentStyleGenerator(nn.Module):
             features = block(features, style)
         height, width = self.image_size
         top, left = (features.shape[2] - height) // 2, (features.shape[3] - width) // 2
-        images = self.to_image(features)[:, :, top : top + height, left : left + width]
-        images = self.image_norm(images.float().contiguous(memory_format=torch.channels_last))
-        return torch.clamp(images, self.lowest, self.highest)
+        images = with_gradient_in_channels_last(self.to_image(features))
+        images = images[:, :, top : top + height, left : left + width]
+        # Few channels: over whole planes their statistics take a fraction of the time.
+        images = self.image_norm(images.float().contiguous())
+        return torch.clamp(images, self.lowest, self.highest).contiguous(memory_format=torch.channels_last)
 
     def _class_code(self, content: Content) -> Tensor:
         """(N, VARIATION_SIZE): the class's embedding; between two, their mean, as long as one of them."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from causal_dfq.fusion import Formula, in_memory_order, is_channels_last, is_fusing
 from causal_dfq.network.operations import attribute, batch_norm_nodes
 
 
@@ -18,30 +19,60 @@ def running_statistics(module: fx.GraphModule) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-class _BatchStatistics(torch.autograd.Function):
-    """Mean and biased variance by channel, with the gradient in one pass over the features.
+@Formula
+def _sums(features: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the places of each image of (N, P, C): sums of the distances from a centre (C,) and of their squares."""
+    distance = features.float() - centre
+    return distance.sum(1), (distance * distance).sum(1)
+
+
+def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, each (C,) in float32, of (N, C, ...); no gradient."""
+    if is_fusing() and is_channels_last(features):
+        rows = in_memory_order(features).flatten(1, 2)
+        centre = rows[0].float().mean(0)
+        sums, squares = _sums(rows, centre)
+        return statistics_of_sums(sums, squares, centre, features)
+    epsilon = 1e-10
+    # BatchNorm's own kernel: several times faster than var_mean over the rows of channels_last.
+    _, mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, epsilon)
+    return mean.float(), inverse.float().pow(-2) - epsilon
+
+
+def statistics_of_sums(sums: Tensor, squares: Tensor, centre: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, each (C,), from the sums by image (N, C) of distances from a centre near the mean."""
+    count = features.numel() // features.shape[1]
+    shift = sums.sum(0) / count
+    return centre + shift, (squares.sum(0) / count - shift.square()).clamp_min(0)
+
+
+def statistics_gradient(
+    features: Tensor, mean: Tensor, mean_gradient: Tensor, variance_gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient of `channel_statistics` as slope and shift, each (C,): it is slope * features + shift.
 
     d mean / d x = 1 / n and d variance / d x = 2 (x - mean) / n, with n values a channel.
     """
+    count = features.numel() // features.shape[1]
+    slope = 2 * variance_gradient / count
+    return slope, mean_gradient / count - slope * mean
+
+
+class _BatchStatistics(torch.autograd.Function):
+    """`channel_statistics`, with the gradient in one pass over the features."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        epsilon = 1e-10
-        # BatchNorm's own kernel: several times faster than var_mean over the rows of channels_last.
-        _, mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, epsilon)
-        mean = mean.float()
+        mean, variance = channel_statistics(features)
         ctx.save_for_backward(features, mean)
-        return mean, inverse.float().pow(-2) - epsilon
+        return mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         features, mean = ctx.saved_tensors
-        mean_gradient, variance_gradient = gradients
+        slope, shift = statistics_gradient(features, mean, *gradients)
         shape = (1, -1) + (1,) * (features.ndim - 2)
-        count = features.numel() // features.shape[1]
-        slope = 2 * variance_gradient / count
-        offset = mean_gradient / count - slope * mean
-        return torch.addcmul(offset.to(features.dtype).view(shape), features, slope.to(features.dtype).view(shape))
+        return torch.addcmul(shift.to(features.dtype).view(shape), features, slope.to(features.dtype).view(shape))
 
 
 def batch_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,19 +82,19 @@ def batch_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics_distance(
-    features: list[Tensor], statistics: list[tuple[Tensor, Tensor]], epsilon: float = 1e-5
+    found: list[tuple[Tensor, Tensor]], running: list[tuple[Tensor, Tensor]], epsilon: float = 1e-5
 ) -> Tensor:
     """The BNS loss: how far a batch lies from the training images, seen at every BatchNorm's input.
 
-    Mean over layers and channels of ((mu - mu_r) / sigma_r)^2 + (sigma / sigma_r - 1)^2, where r marks
-    the running statistics. Measured in running standard deviations, one weight fits all networks
-    [ours]; the idea is common to the field (Yin et al., DeepInversion; Cai et al., ZeroQ).
+    Both lists hold mean and variance, each (C,), by BatchNorm. Mean over layers and channels of
+    ((mu - mu_r) / sigma_r)^2 + (sigma / sigma_r - 1)^2, where r marks the running statistics. Measured in
+    running standard deviations, one weight fits all networks [ours]; the idea is common to the field (Yin
+    et al., DeepInversion; Cai et al., ZeroQ).
     """
-    distances = []
-    for values, (running_mean, running_variance) in zip(features, statistics, strict=True):
-        mean, variance = batch_statistics(values)
-        deviation = (running_variance + epsilon).sqrt()
-        shift = (mean - running_mean) / deviation
-        stretch = (variance + epsilon).sqrt() / deviation - 1
-        distances.append((shift.square() + stretch.square()).mean())
-    return torch.stack(distances).mean()
+    means, variances = (torch.cat(values) for values in zip(*found, strict=True))
+    running_means, running_variances = (torch.cat(values) for values in zip(*running, strict=True))
+    deviations = (running_variances + epsilon).sqrt()
+    shift = (means - running_means) / deviations
+    stretch = (variances + epsilon).sqrt() / deviations - 1
+    by_layer = (shift.square() + stretch.square()).split([len(mean) for mean, _ in found])
+    return torch.stack([distances.mean() for distances in by_layer]).mean()

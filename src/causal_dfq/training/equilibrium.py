@@ -192,20 +192,31 @@ class Equilibrium:
         return by_style
 
     def _train_generator(self, rate: float) -> Metrics:
+        _set_rate(self.generator_optimizer, rate * self.recipe.generator_lr)
+        loss, metrics = self.generator_loss()
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.generator_optimizer.step()
+        return _as_numbers(metrics)
+
+    def generator_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """G's loss on fresh interventions, and its parts and measured quantities, all scalars.
+
+        Source: the losses of docs/method.md, each with its own ([paper], [notes], [ours]) where it is defined.
+        """
         recipe = self.recipe
-        _set_rate(self.generator_optimizer, rate * recipe.generator_lr)
         intervened = self._twin_interventions(recipe.generator_contents)
         content = intervened.sample(CONTENT, 0, self.random)
         style = intervened.sample(STYLE, 0, self.random)
         labels = content.labels
         with self.views.autocast():
             images = intervened.sample(IMAGE, 0, self.random)
-        logits, features = self.views.statistics_view(images)
+        logits, statistics, middle = self.views.statistics_view(images)
         class_loss = nn.functional.cross_entropy(logits, labels)
-        statistics_loss = statistics_distance(features, self.statistics)
+        statistics_loss = statistics_distance(statistics, self.statistics)
         invariance_loss = style_sensitivity(self._by_style(logits))
         diversity_loss = style_diversity_loss(self._by_style(images), self._by_style(style))
-        variation_loss = self._variation_loss(content.variation, images, features)
+        variation_loss = self._variation_loss(content.variation, images, middle)
         loss = (
             recipe.class_weight * class_loss
             + recipe.variation_weight * variation_loss
@@ -213,27 +224,21 @@ class Equilibrium:
             + recipe.invariance_weight * invariance_loss
             + recipe.diversity_weight * diversity_loss
         )
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.generator_optimizer.step()
-        return {
-            "generator_loss": float(loss.detach()),
-            "class_loss": float(class_loss.detach()),
-            "statistics_loss": float(statistics_loss.detach()),
-            "invariance_loss": float(invariance_loss.detach()),
-            "diversity_loss": float(diversity_loss.detach()),
-            "variation_loss": float(variation_loss.detach()),
-            "content_rate": float((logits.argmax(1) == labels).float().mean()),
+        return loss, {
+            "generator_loss": loss,
+            "class_loss": class_loss,
+            "statistics_loss": statistics_loss,
+            "invariance_loss": invariance_loss,
+            "diversity_loss": diversity_loss,
+            "variation_loss": variation_loss,
+            "content_rate": (logits.detach().argmax(1) == labels).float().mean(),
         }
 
-    def _variation_loss(self, variation: Tensor, images: Tensor, features: list[Tensor]) -> Tensor:
+    def _variation_loss(self, variation: Tensor, images: Tensor, middle: Tensor) -> Tensor:
         """Mode seeking over twins, in the picture and in the features half way through P."""
-        middle = len(features) // 2
-        scale = self.statistics[middle][1].mean().sqrt()
+        scale = self.statistics[len(self.statistics) // 2][1].mean().sqrt()
         causes = self._twins(variation)
-        return mode_seeking_loss(causes, self._twins(images)) + mode_seeking_loss(
-            causes, self._twins(features[middle] / scale)
-        )
+        return mode_seeking_loss(causes, self._twins(images)) + mode_seeking_loss(causes, self._twins(middle / scale))
 
     def _twins(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(M * N, ...) of `_twin_interventions` -> each content beside its twin, (M * N / 2, ...) both."""
@@ -290,7 +295,15 @@ class Equilibrium:
         return StudentBatch(images, *self.views.pretrained_view(images))
 
     def update_student(self, batch: StudentBatch) -> Metrics:
-        """One step of Q's optimizer, at the rates set; returns the losses and the measured quantities.
+        """One step of Q's optimizer, at the rates set; returns the losses and the measured quantities."""
+        loss, metrics = self.student_loss(batch)
+        self.student_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.student_optimizer.step()
+        return _as_numbers(metrics)
+
+    def student_loss(self, batch: StudentBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Q's loss on a batch, and its parts and measured quantities, all scalars.
 
         Source: the losses of docs/method.md, each with its own ([paper], [notes], [ours]) where it is defined.
         """
@@ -312,19 +325,16 @@ class Equilibrium:
             + recipe.contrastive_weight * contrastive
             + recipe.feature_weight * feature_loss
         )
-        self.student_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.student_optimizer.step()
         with torch.no_grad():
-            return {
-                "student_loss": float(loss.detach()),
-                "matching_loss": float(matching.detach()),
-                "feature_loss": float(feature_loss.detach()),
-                "contrastive_loss": float(contrastive.detach()),
-                "discrepancy": float(interventional_discrepancy(by_style_p, by_style_q)),
-                "sensitivity_pretrained": float(style_sensitivity(by_style_p)),
-                "sensitivity_quantized": float(style_sensitivity(by_style_q)),
-                "agreement": float((logits.argmax(1) == batch.logits.argmax(1)).float().mean()),
+            return loss, {
+                "student_loss": loss,
+                "matching_loss": matching,
+                "feature_loss": feature_loss,
+                "contrastive_loss": contrastive,
+                "discrepancy": interventional_discrepancy(by_style_p, by_style_q),
+                "sensitivity_pretrained": style_sensitivity(by_style_p),
+                "sensitivity_quantized": style_sensitivity(by_style_q),
+                "agreement": (logits.argmax(1) == batch.logits.argmax(1)).float().mean(),
             }
 
 
@@ -356,6 +366,12 @@ def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dic
         yield {"params": [weight], "base_lr": recipe.weight_lr * unit}
         # A bias has the size of the output: its unit is a weight step over the layer's fan-in.
         yield {"params": [bias], "base_lr": recipe.bias_lr * unit}
+
+
+def _as_numbers(metrics: dict[str, Tensor]) -> Metrics:
+    # One transfer from the device for all of them.
+    values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, values, strict=True))
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

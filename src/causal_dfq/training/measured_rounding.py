@@ -6,7 +6,6 @@ and back. `measured_fake_quantize` is all three; with a compiler each way is one
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from causal_dfq.fusion import Formula, from_memory_order, in_memory_order, is_fusing, like_in_memory
+from causal_dfq.fusion import Formula, constant, from_memory_order, in_memory_order, is_fusing, like_in_memory
 from causal_dfq.network.operations import clipping_bounds
 from causal_dfq.quantizer.affine import integer_range, learned_fake_quantize
 from causal_dfq.quantizer.modules import ActivationQuantizer
@@ -119,12 +118,6 @@ def _flat(values: Tensor) -> Tensor:
     return in_memory_order(values).reshape(-1)
 
 
-@functools.cache
-def _scalar(value: float, device: torch.device) -> Tensor:
-    # A number would be compiled in, once for each bound that occurs.
-    return torch.tensor(value, device=device)
-
-
 def measured_fake_quantize(
     values: Tensor,
     target: Tensor,
@@ -149,7 +142,7 @@ def measured_fake_quantize(
     if not is_fusing():
         feature = values if bounds == UNCLIPPED else nn.functional.hardtanh(values, *bounds)
         return learned_fake_quantize(feature, scale, zero_point, *codes), relative_error(feature, target)
-    ends = _scalar(bounds[0], values.device), _scalar(bounds[1], values.device)
+    ends = constant(bounds[0], values.device), constant(bounds[1], values.device)
     rounded, distance, size = _MeasuredFakeQuantize.apply(values, target, scale, zero_point, ends, codes)
     return rounded, distance / size.clamp_min(SMALLEST_SIZE)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from causal_dfq.fusion import with_gradient_in_channels_last
 from causal_dfq.network.operations import (
     CONVOLUTIONS,
     aten,
     attribute,
-    batch_norm_nodes,
     class_count,
     input_name,
     weight_layer_nodes,
@@ -22,6 +22,7 @@ from causal_dfq.network.operations import (
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
 from causal_dfq.quantizer.ranges import ObservedValues, affine_from_bounds, merge, observe
+from causal_dfq.synthesis.measured_norm import measured_norm, with_statistics
 from causal_dfq.training.measured_rounding import with_feature_errors
 
 
@@ -38,8 +39,7 @@ class NetworkViews:
         features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
         penultimate = [input_name(weight_layer_nodes(folded.graph)[-1])]
         quantized_penultimate = input_name(weight_layer_nodes(quantized.graph)[-1])
-        norm_inputs = [input_name(node) for node in batch_norm_nodes(captured.graph)]
-        self._statistics = _for_training(with_outputs(captured, norm_inputs))
+        self._statistics = _for_training(with_statistics(captured))
         self._pretrained = _for_training(with_outputs(folded, features + penultimate))
         self._quantized = _for_training(with_feature_errors(quantized, features, quantized_penultimate))
         self._quantized_alone = _for_training(with_outputs(quantized, []))
@@ -66,9 +66,12 @@ class NetworkViews:
         """bfloat16 autocast where the machine computes in it."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._uses_bfloat16)
 
-    def statistics_view(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """P: logits (N, K) in float32, and the inputs of its BatchNorms."""
-        return self._call(self._statistics, images)
+    def statistics_view(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+        """P: logits (N, K) in float32, mean and variance of each BatchNorm's input, the input of the middle one."""
+        with self.autocast():
+            logits, statistics, middle = self._statistics(images.contiguous(memory_format=torch.channels_last))
+        # Losses see it in rows; its gradient meets others in P, which lie in channels_last.
+        return logits.float(), statistics, with_gradient_in_channels_last(middle) if middle.ndim == 4 else middle
 
     def pretrained_view(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """P: logits (N, K), features of the quantized tensors, penultimate embedding (N, D)."""
@@ -145,8 +148,17 @@ def _depthwise_convolution(features: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def _for_training(view: fx.GraphModule) -> fx.GraphModule:
-    for node in view.graph.nodes:
-        if node.op == "call_function" and node.target in CONVOLUTIONS and len(node.args) > 6:
+    for node in list(view.graph.nodes):
+        if node.op != "call_function" or node.target not in CONVOLUTIONS:
+            continue
+        # BatchNorm and quantizers see to the format of a gradient themselves.
+        readers = [user for user in node.users if user.op == "call_function" and user.target is not measured_norm]
+        if readers and node.meta["val"].ndim == 4:
+            with view.graph.inserting_after(node):
+                same = view.graph.call_function(with_gradient_in_channels_last, (node,))
+            for user in readers:
+                user.replace_input_with(node, same)
+        if len(node.args) > 6:
             groups, weight = node.args[6], node.args[1]
             value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
             if groups > 1 and (value is None or value.shape[1] == 1):

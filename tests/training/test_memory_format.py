@@ -1,0 +1,59 @@
+"""Feature maps and gradients lie in channels_last: in the default format a step takes several times longer."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from causal_dfq.config import make_options
+from causal_dfq.pipeline import prepare, resolve_device, start_run
+from tests.networks import ALL, trained
+
+aten = torch.ops.aten
+CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+class ConvolutionFormats(TorchDispatchMode):
+    """Notes each feature map that a convolution, or its gradient, reads or writes in another format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.others: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in CONVOLUTIONS:
+            maps = args[:1] if func == aten.convolution.default else args[:2]
+            for values in [*maps, *tree_leaves(result)[:1]]:
+                if isinstance(values, Tensor) and values.ndim == 4:
+                    self.note(str(func), values)
+        return result
+
+    def note(self, name: str, values: Tensor) -> None:
+        self.seen += 1
+        # A single place, or a single channel, lies in both formats at once.
+        if not values.is_contiguous(memory_format=torch.channels_last) and min(values.shape[1:]) > 1:
+            self.others.append((name, tuple(values.shape), values.stride()))
+
+
+@pytest.mark.parametrize("network", ALL)
+def test_both_steps_convolve_in_channels_last(network: type) -> None:
+    options = make_options(bits="w4a4", input_shape=(3, 16, 16))
+    run = start_run(prepare(trained(network()), options), options, resolve_device("cpu"))
+    run._calibrate()
+    batch = run.student_batch()
+    for loss in (run.generator_loss, lambda: run.student_loss(batch)):
+        with ConvolutionFormats() as formats:
+            loss()[0].backward()
+        assert formats.seen >= 10
+        assert formats.others == []
+
+
+def test_the_guard_sees_the_default_format() -> None:
+    with ConvolutionFormats() as formats:
+        torch.conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3))
+    assert formats.others
