@@ -49,7 +49,8 @@ def test_nothing_knows_what_is_above_it(folder: str) -> None:
 def test_quantize_takes_no_images() -> None:
     names = set(inspect.signature(causal_dfq.quantize).parameters)
     assert names == {
-        *("network", "bits", "input_shape", "protocol", "effort", "mean", "std", "device", "seed", "on_step"),
+        *("network", "bits", "input_shape", "protocol", "effort", "mean", "std", "device", "seed"),
+        *("memory_limit", "on_step"),
     }
 
 

@@ -22,10 +22,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from causal_dfq.config import Effort, Protocol, make_options
+from causal_dfq.config import Effort, Protocol, make_options, parse_bytes
 from causal_dfq.errors import CausalDFQError, ConfigError
 from causal_dfq.pipeline import StepReport, resolve_device
 from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.training.budget import Recipe, recipe_for
 from causal_dfq.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -115,6 +116,7 @@ def quantize(
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same bits.")] = 0,
+    memory_limit: Annotated[str | None, typer.Option(help="Like 2GB: batches shrink to fit.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Quantize a trained network; no image is needed."""
@@ -122,6 +124,7 @@ def quantize(
     from causal_dfq.run_folder import Interrupted, Source, quantize_to_folder
 
     chosen_shape = None if input_shape is None else parse_shape(input_shape)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
     chosen_mean, chosen_std = parse_values("--mean", mean), parse_values("--std", std)
     place = resolve_device(device)
     # Wrong bits are told before a network is loaded for minutes.
@@ -141,6 +144,7 @@ def quantize(
         mean=mean_values,
         std=std_values,
         seed=seed,
+        memory_limit=limit,
     )
     command = shlex.join(["causal-dfq", *sys.argv[1:]])
     source = Source(network, weights, command)
@@ -285,9 +289,21 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
         table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
         agreement = 100 * record.last_metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
+    if record.options.memory_limit is not None:
+        used = Recipe(**record.recipe)  # type: ignore[arg-type]
+        table.add_row("memory", _batches(used, record.options.input_shape, record.options.memory_limit))
     files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
     table.add_row("written", f"{folder}: {files}")
     output.print(table)
+
+
+def _batches(used: Recipe, shape: tuple[int, int, int], limit: int) -> str:
+    full = recipe_for(shape)
+    sizes = f"{used.generator_images:.0f} and {used.student_images:.0f}"
+    if used == full:
+        return f"full batches of {sizes} images fit into {limit / 2**30:.1f} GB"
+    usual = f"{full.generator_images} and {full.student_images}"
+    return f"batches shrunk from {usual} to {sizes} images, to fit into {limit / 2**30:.1f} GB"
 
 
 def _widths(bits: list[int]) -> str:

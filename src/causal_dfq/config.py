@@ -47,11 +47,25 @@ class BitWidths:
         return f"w{self.weight}a{self.activation}"
 
 
+def parse_bytes(text: str) -> int:
+    """ "2GB", "1.5G", "800MB" -> bytes; a thousand is 1024, as memory is counted.
+
+    Raises:
+        ConfigError: another form.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"memory {text!r} is not understood: write it like 2GB or 800MB")
+    unit = 1 << (10 * " KMGT".index(match[2] or " "))
+    return round(float(match[1]) * unit)
+
+
 class Options(BaseModel):
     """The choices that define a run; with the network they determine every number of its result.
 
     `input_shape` is (C, H, W); `mean` and `std` are the normalization of pixels in [0, 1], one value
-    a channel: they tell which inputs a picture can have.
+    a channel: they tell which inputs a picture can have. `memory_limit`: bytes that the process should
+    keep to; batches shrink to fit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +77,7 @@ class Options(BaseModel):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
+    memory_limit: int | None = Field(default=None, ge=1)
 
     @field_validator("bits")
     @classmethod

@@ -13,8 +13,9 @@ import numpy
 import torch
 from torch import Tensor, fx, nn
 
+from causal_dfq.allocator import keep_freed_memory
 from causal_dfq.causal.graph import CONTENT, STYLE, Content
-from causal_dfq.config import FLOAT_BITS, Effort, Options, Protocol, make_options
+from causal_dfq.config import FLOAT_BITS, Effort, Options, Protocol, make_options, parse_bytes
 from causal_dfq.errors import ConfigError, NetworkError
 from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
@@ -23,8 +24,9 @@ from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
-from causal_dfq.training.budget import Recipe, budget_for
+from causal_dfq.training.budget import Recipe, budget_for, pays_for_compilation, recipe_for
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
+from causal_dfq.training.memory import fit_recipe, step_memory
 from causal_dfq.training.views import NetworkViews
 from causal_dfq.version import __version__
 
@@ -80,6 +82,7 @@ def quantize(
     std: tuple[float, ...] | None = None,
     device: str = "auto",
     seed: int = 0,
+    memory_limit: str | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> QuantizedNetwork:
     """Quantizes a trained classifier without any data; the network itself is left untouched.
@@ -94,13 +97,21 @@ def quantize(
             keep to what a picture can hold, and the input's grid is exact.
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: the same seed on the same machine gives the same bits.
+        memory_limit: "2GB" and the like: what the process should keep to; batches shrink to fit.
         on_step: called after every step.
 
     Raises:
         CausalDFQError: an option or the network cannot be used; the message says what to do.
     """
     options = make_options(
-        bits=bits, protocol=protocol, effort=effort, input_shape=input_shape, mean=mean, std=std, seed=seed
+        bits=bits,
+        protocol=protocol,
+        effort=effort,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        seed=seed,
+        memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
     )
     place = resolve_device(device)
     prepared = prepare(network, options)
@@ -160,22 +171,31 @@ def resolve_device(name: str) -> torch.device:
 
 
 def start_run(prepared: PreparedNetwork, options: Options, device: torch.device) -> Equilibrium:
-    """A run at its first step."""
-    return Equilibrium(
+    """A run at its first step.
+
+    Raises:
+        ConfigError: the memory limit is too small for this network.
+    """
+    run = Equilibrium(
         NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
         budget_for(options.effort, prepared.classes),
-        Recipe(),
+        recipe_for(options.input_shape),
         options.seed,
         device,
     )
+    if options.memory_limit is not None:
+        run.recipe = fit_recipe(run.recipe, step_memory(run), options.memory_limit)
+    return run
 
 
 def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     """Runs the remaining steps; after each, the run can be saved or left."""
+    keep_freed_memory()
+    is_compiled = pays_for_compilation(run.budget, run.recipe, run.image_shape)
     for step in range(steps_done, run.total_steps):
-        with fusion(run.device) if run.budget.pays_for_compilation else contextlib.nullcontext():
+        with fusion(run.device) if is_compiled else contextlib.nullcontext():
             metrics = run.run_step(step)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 
@@ -184,13 +204,13 @@ def finish(
     prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
 ) -> QuantizedNetwork:
     """The finished network of a run whose last step is done."""
-    record = _record(prepared, options, run.device, run.total_steps, seconds, str(run.model), metrics)
+    record = _record(prepared, options, run.recipe, run.device, run.total_steps, seconds, str(run.model), metrics)
     return QuantizedNetwork(freeze(prepared.quantized), prepared.folded.cpu(), record)
 
 
 def finish_without_training(prepared: PreparedNetwork, options: Options, device: torch.device) -> QuantizedNetwork:
     """Weights rounded to the grids of least squared error; no image is needed."""
-    record = _record(prepared, options, device, 0, 0.0, "", {})
+    record = _record(prepared, options, recipe_for(options.input_shape), device, 0, 0.0, "", {})
     return QuantizedNetwork(freeze(prepared.quantized), prepared.folded, record)
 
 
@@ -219,6 +239,7 @@ def versions() -> dict[str, str]:
 def _record(
     prepared: PreparedNetwork,
     options: Options,
+    recipe: Recipe,
     device: torch.device,
     steps: int,
     seconds: float,
@@ -232,7 +253,7 @@ def _record(
         threads=torch.get_num_threads(),
         versions=versions(),
         budget=asdict(budget_for(options.effort, prepared.classes)),
-        recipe=asdict(Recipe()),
+        recipe=asdict(recipe),
         steps=steps,
         seconds=seconds,
         causal_model=causal_model,

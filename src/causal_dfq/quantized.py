@@ -54,7 +54,7 @@ class RunRecord(BaseModel):
     threads: int
     versions: dict[str, str]
     budget: dict[str, int]
-    recipe: dict[str, float]
+    recipe: dict[str, int | float]
     steps: int
     seconds: float
     causal_model: str

@@ -31,7 +31,7 @@ from causal_dfq.pipeline import (
 )
 from causal_dfq.quantized import CONFIG_FILE, QuantizedNetwork, is_quantized_folder, load
 from causal_dfq.synthesis.gallery import draw_grid
-from causal_dfq.training.budget import Recipe, budget_for
+from causal_dfq.training.budget import budget_for, recipe_for
 from causal_dfq.training.checkpoint import CHECKPOINT_FILE, CheckpointFile, Progress, restore_state
 from causal_dfq.training.equilibrium import Equilibrium, Metrics
 
@@ -182,7 +182,7 @@ def _settings(options: Options, digest: str) -> dict[str, str]:
 
 def _surroundings(prepared: PreparedNetwork, options: Options, device: torch.device) -> dict[str, str]:
     """What else decides the bits of a run; an unfinished one cannot go on under another."""
-    budget, recipe = asdict(budget_for(options.effort, prepared.classes)), asdict(Recipe())
+    budget, recipe = asdict(budget_for(options.effort, prepared.classes)), asdict(recipe_for(options.input_shape))
     return {"device": device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from causal_dfq.config import Effort
@@ -35,13 +36,6 @@ class Budget:
         """Steps of all rounds of the finish."""
         return self.finish_rounds * self.steps_per_round
 
-    @property
-    def pays_for_compilation(self) -> bool:
-        """Whether the time that compiled arithmetic saves exceeds the time to compile it."""
-        return (self.equilibrium_rounds + self.finish_rounds) * self.student_steps >= COMPILED_FROM
-
-
-COMPILED_FROM = 300
 
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(warmup_steps=60, equilibrium_rounds=3, finish_rounds=5),
@@ -59,9 +53,11 @@ def budget_for(effort: Effort, classes: int) -> Budget:
     """The budget of an effort for a network of so many classes.
 
     `BUDGETS` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of
-    both phases grow with their number to the power 0.36, up to a hundred classes [ours].
+    both phases grow with their number to the power 0.36, up to a hundred classes; those of `fast` never do [ours].
     """
     budget = BUDGETS[effort]
+    if effort == "fast":
+        return budget
     growth = (min(max(classes, _CLASSES), _MOST_CLASSES) / _CLASSES) ** _GROWTH
     return replace(
         budget,
@@ -106,3 +102,48 @@ class Recipe:
     discrepancy_weight: float = 0.1
     contrastive_weight: float = 0.02
     contrastive_tau: float = 0.1
+
+    def shrunk(self, share: float) -> Recipe:
+        """The recipe with a share of its batches, at least a few contents each; the mix stays as near as it can."""
+        return replace(
+            self,
+            # Twins halve a batch of the generator.
+            generator_contents=max(4, 2 * round(share * self.generator_contents / 2)),
+            student_contents=max(2, round(share * self.student_contents)),
+            hidden_contents=max(1, round(share * self.hidden_contents)),
+            scenes=max(1, round(share * self.scenes)),
+        )
+
+    @property
+    def generator_images(self) -> int:
+        """Images in a batch of the generator."""
+        return self.styles * self.generator_contents
+
+    @property
+    def student_images(self) -> int:
+        """Images in a batch of the quantized network."""
+        return self.styles * (self.student_contents + self.hidden_contents) + self.scenes
+
+
+_FULL_AREA = 64 * 64
+
+
+def recipe_for(image_shape: tuple[int, int, int]) -> Recipe:
+    """The recipe for images (C, H, W).
+
+    `Recipe` holds the batches for images of up to 64x64 pixels. Larger ones have more places each, which
+    show statistics and rounding alike: batches shrink as the sides grow, their mix stays [ours].
+    """
+    _, height, width = image_shape
+    return Recipe().shrunk(min(1.0, math.sqrt(_FULL_AREA / (height * width))))
+
+
+# Pixels that the quantized network sees in a run.
+COMPILED_FROM = 20_000_000
+
+
+def pays_for_compilation(budget: Budget, recipe: Recipe, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the time that compiled arithmetic saves exceeds the time to compile it."""
+    _, height, width = image_shape
+    student_steps = (budget.equilibrium_rounds + budget.finish_rounds) * budget.student_steps
+    return student_steps * recipe.student_images * height * width >= COMPILED_FROM

@@ -1,0 +1,133 @@
+"""Batches that fit into a given memory. [ours]"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from causal_dfq.errors import ConfigError
+from causal_dfq.training.budget import Recipe
+from causal_dfq.training.equilibrium import Equilibrium
+
+# Python, torch and its compiler before any network is there.
+FRAMEWORK_BYTES = 900 * 2**20
+# P as captured, P folded, Q, and Adam's two moments; the gradient is measured.
+_COPIES_OF_WEIGHTS = 5
+# What the convolutions allocate beside tensors, and what the allocator keeps between them.
+_OVERHEAD = 1.25
+_FEWEST_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a training step needs: for each image of the generator's and of the student's, and once."""
+
+    generator_image: float
+    student_image: float
+    fixed: float
+
+    def of(self, recipe: Recipe) -> float:
+        """The most that one step needs, in bytes."""
+        generator = self.generator_image * recipe.generator_images
+        student = self.student_image * recipe.student_images
+        return self.fixed + max(generator, student)
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while they live; `peak` is their largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and notes the storages of its results."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def step_memory(run: Equilibrium) -> StepMemory:
+    """Measured on small batches: what both kinds of steps hold at most. The run is left as it was."""
+    usual, random = run.recipe, run.random.get_state()
+    recipes = [
+        replace(usual, generator_contents=4 * n, student_contents=2 * n, hidden_contents=n, scenes=n) for n in (1, 2)
+    ]
+    peaks = []
+    for recipe in recipes:
+        run.recipe = recipe
+        peaks.append(
+            (_peak(run, lambda: run.generator_loss()), _peak(run, lambda: run.student_loss(run.student_batch())))
+        )
+    run.recipe = usual
+    run.random.set_state(random)
+    # The difference of two batches leaves out what does not grow with them: weights and their gradients.
+    more_generator = recipes[1].generator_images - recipes[0].generator_images
+    more_student = recipes[1].student_images - recipes[0].student_images
+    generator = (peaks[1][0] - peaks[0][0]) / more_generator
+    student = (peaks[1][1] - peaks[0][1]) / more_student
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in run.views.captured.state_dict().values())
+    once = max(
+        peaks[0][0] - generator * recipes[0].generator_images, peaks[0][1] - student * recipes[0].student_images, 0
+    )
+    return StepMemory(_OVERHEAD * generator, _OVERHEAD * student, FRAMEWORK_BYTES + _COPIES_OF_WEIGHTS * weights + once)
+
+
+def _peak(run: Equilibrium, loss: Callable[[], tuple[Tensor, object]]) -> int:
+    """Bytes of live tensors at most, forward and back."""
+    tensors = LiveTensors()
+    with tensors:
+        value, _ = loss()
+        value.backward()
+        del value
+    for network in (run.generator, run.quantized):
+        network.zero_grad(set_to_none=True)
+    return tensors.peak
+
+
+def fit_recipe(recipe: Recipe, memory: StepMemory, limit: int) -> Recipe:
+    """The recipe with batches no larger than `limit` bytes allow; the mix of a batch stays as it is.
+
+    Raises:
+        ConfigError: even the smallest batch does not fit.
+    """
+    free = limit - memory.fixed
+    smallest = _FEWEST_IMAGES * max(memory.generator_image, memory.student_image)
+    if free < smallest:
+        raise ConfigError(
+            f"memory limit {limit / 2**30:.2f} GB is too small: this network needs at least "
+            f"{(memory.fixed + smallest) / 2**30:.2f} GB at this input size"
+        )
+    generator_share = min(1.0, free / (memory.generator_image * recipe.generator_images))
+    student_share = min(1.0, free / (memory.student_image * recipe.student_images))
+    return replace(
+        recipe,
+        # Twins halve a batch of the generator.
+        generator_contents=2 * int(generator_share * recipe.generator_contents / 2),
+        student_contents=max(2, int(student_share * recipe.student_contents)),
+        hidden_contents=max(1, int(student_share * recipe.hidden_contents)),
+        scenes=int(student_share * recipe.scenes),
+    )
