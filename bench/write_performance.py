@@ -1,0 +1,233 @@
+"""Writes docs/performance.md from the results of bench.speed and bench.scaling.
+
+python -m bench.write_performance
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bench import scaling, speed
+from bench.environment import ROOT
+from causal_dfq.files import write_text
+
+PAGE = ROOT / "docs" / "performance.md"
+
+_INTRODUCTION = """# Performance
+
+What a run costs on a CPU, where the time goes, and what was done about it. Everything that is compared was run in
+turn in one process; a time is the median over the turns, a ratio the median of the ratios turn by turn."""
+
+_WAYS = """## What was done
+
+- **channels_last and bfloat16 autocast** wherever the processor multiplies bfloat16; depthwise convolutions stay in
+  float32, where their gradient is faster.
+- **One pass over memory for everything between two convolutions.** A quantized activation is clipped, compared with
+  P's feature and rounded in one kernel each way (`training/measured_rounding.py`); P's BatchNorm is applied,
+  clipped and given the gradient of its statistics in one (`synthesis/measured_norm.py`); the generator's
+  normalization, style and activation are one (`synthesis/styled_norm.py`). Each is an autograd function that keeps
+  inputs and no masks; torch.compile makes its kernel, and without a compiler the same formulas run as operators.
+- **Weights are rounded once a step**, all gradients of a grid come out of the pass that makes the gradient of the
+  values.
+- **The generator convolves at the small size**: a 3x3 kernel on an upsampled map sees 2x2 different values
+  (`synthesis/upsampling.py`), the same function for half the work.
+- **BatchNorm's own kernel measures statistics**, also those of the loss.
+- **Small tensors stay plain**: a kernel is laid out for the first tensor that it meets, and compiled for a small one
+  it would leave the large ones to a single thread.
+
+## What did not help
+
+- Compiling for `fast`: its few steps never earn back the seconds that compilation takes. It runs the same formulas
+  uncompiled.
+- Compiling whole steps instead of single formulas: the convolutions do not gain, and compilation takes minutes.
+- float16 instead of bfloat16: this processor has no arithmetic for it.
+- Larger batches: seconds an image stay the same (the plots below), and the alternation has fewer turns."""
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def arithmetic_seconds(found: dict[str, Any]) -> dict[str, float]:
+    """Seconds that the convolutions of each step would take at the rate of the bare network's training.
+
+    The gradient costs as much as the forward pass for the inputs, and again for the weights: P in the generator's
+    step has no gradient of its weights.
+    """
+    network, generator = found["operations"]["network"], found["operations"]["generator"]
+    rate, batches = found["operations_per_second"], found["batches"]
+    update = 3 * network
+    return {
+        "generator step": batches["generator"] * (3 * generator + 2 * network) / rate,
+        "student step": batches["student"] * (generator + network + update) / rate,
+        "student update": batches["student"] * update / rate,
+    }
+
+
+def steps_section(results: dict[str, Any]) -> str:
+    """Each step beside its arithmetic, and the training step beside the bare network's."""
+    rows = []
+    for name, found in results["steps"].items():
+        floor = arithmetic_seconds(found)
+        for step, seconds in floor.items():
+            timing = found["steps"][step]
+            rows.append(
+                [
+                    f"`{name}`, {step}",
+                    f"{timing['median']:.3f} s",
+                    f"{timing['images_per_second']:.0f}",
+                    f"{seconds:.3f} s",
+                    f"{100 * seconds / timing['median']:.0f} %",
+                ]
+            )
+    return "\n".join(
+        [
+            "## Steps, and where their time goes",
+            "",
+            "Arithmetic is what the convolutions of a step would take at the speed that the bare float network's "
+            "training reaches; the rest is memory traffic, losses and optimizers. A student step draws and "
+            "generates its images, asks P, and then is the student update.",
+            "",
+            _table(["step", "time", "images/s", "arithmetic", "share"], rows),
+        ]
+    )
+
+
+def floor_section(results: dict[str, Any]) -> str:
+    """The quantized training step over the bare network's, and other ways over the way taken."""
+    rows, others = [], []
+    for name, found in results["steps"].items():
+        steps, ratio = found["steps"], found["training_step_over_floor"]
+        for step, timing in steps.items():
+            if f"batch {speed.FLOOR_BATCH}" in step:
+                rows.append([f"`{name}`, {step}", f"{timing['median']:.3f} s", f"{timing['images_per_second']:.0f}"])
+        rows.append(
+            [
+                f"`{name}`, **quantized over float**",
+                f"**{ratio['median']:.2f}**",
+                f"quartiles {ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}",
+            ]
+        )
+        for step, timing in steps.items():
+            taken = step.split(",")[0]
+            if step.endswith(("not compiled", "in float32")):
+                others.append(
+                    [
+                        f"`{name}`, {step}",
+                        f"{timing['median']:.3f} s",
+                        f"{timing['median'] / steps[taken]['median']:.2f}",
+                    ]
+                )
+    return "\n".join(
+        [
+            "## The training step against its floor",
+            "",
+            "The floor is the same step of the bare float network, BatchNorm folded: same images, targets, losses, "
+            "optimizer, layout and precision, no rounding.",
+            "",
+            _table(["step", "time", "images/s"], rows),
+            "",
+            "The same steps computed in other ways, over the way taken:",
+            "",
+            _table(["step", "time", "ratio"], others),
+        ]
+    )
+
+
+def synthesis_section(results: dict[str, Any]) -> str:
+    """Rates and times beside the peer's."""
+    rows = []
+    for name, found in results["synthesis"].items():
+        rows.append(
+            [
+                f"`{name}`",
+                f"{found['our_rate']['median']:.0f}",
+                f"{found['peers_rate']['median']:.0f}",
+                f"**{found['rate_over_peers']['median']:.1f}**",
+                f"{found['our_seconds_to_that_loss']['median']:.1f} s",
+                f"{found['peers_seconds']['median']:.1f} s ({found['peers_iterations']} iterations)",
+                f"**{found['share_of_the_peers_time']['median']:.2f}**",
+            ]
+        )
+    return "\n".join(
+        [
+            "## Synthesis against model-compression-toolkit",
+            "",
+            "Data generation of Sony's model-compression-toolkit 2.6.1 at its defaults in batches of 64. Rates are "
+            "image-iterations a second; then the seconds until images have the BatchNorm loss that the peer ends at, "
+            "by the peer's formula for both, compilation included.",
+            "",
+            _table(
+                ["network", "ours", "the peer's", "ratio", "ours to that loss", "the peer's", "share"],
+                rows,
+            ),
+        ]
+    )
+
+
+def runs_section(results: dict[str, Any]) -> str:
+    """Whole runs."""
+    rows = [
+        [
+            f"`{name.split()[0]}` {' '.join(name.split()[1:])}",
+            f"{found['seconds']:.0f} s",
+            f"{found['peak_memory_gb']:.1f} GB",
+        ]
+        for name, found in results["runs"].items()
+    ]
+    return "\n".join(
+        [
+            "## Whole runs",
+            "",
+            "From the network in memory to the quantized one, compilation included.",
+            "",
+            _table(["run", "time", "peak memory"], rows),
+        ]
+    )
+
+
+def scaling_section(results: dict[str, Any]) -> str:
+    """The plot, and how far it is from straight."""
+    misses = [
+        f"{kind}: off a straight line by at most {100 * found['line']['largest_miss']:.0f} %"
+        for kind, found in results["scaling"].items()
+    ]
+    return "\n".join(
+        ["## Cost is linear", "", "![Seconds against sizes](scaling.png)", "", *(f"- {miss}" for miss in misses)]
+    )
+
+
+def origin(results: dict[str, Any]) -> str:
+    """Command, machine and versions of a results file."""
+    machine = results["machine"]
+    return (
+        f"`{results['command']}`: {machine['cores']} cores of an {machine['processor']}, torch "
+        f"{results['versions']['torch']}, commit {results['commit'][:10]}."
+    )
+
+
+def performance_page(of_speed: dict[str, Any], of_scaling: dict[str, Any]) -> str:
+    """docs/performance.md."""
+    sections = [
+        _INTRODUCTION,
+        runs_section(of_speed),
+        steps_section(of_speed),
+        floor_section(of_speed),
+        *([synthesis_section(of_speed)] if of_speed["synthesis"] else []),
+        _WAYS,
+        scaling_section(of_scaling),
+        f"## Origin\n\n- {origin(of_speed)}\n- {origin(of_scaling)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def main() -> None:
+    """Rewrites the page."""
+    of_speed, of_scaling = (json.loads(path.read_text()) for path in (speed.RESULTS, scaling.RESULTS))
+    write_text(PAGE, performance_page(of_speed, of_scaling))
+
+
+if __name__ == "__main__":
+    main()
