@@ -32,17 +32,26 @@ _WAYS = """## What was done
   values.
 - **The generator convolves at the small size**: a 3x3 kernel on an upsampled map sees 2x2 different values
   (`synthesis/upsampling.py`), the same function for half the work.
-- **BatchNorm's own kernel measures statistics**, also those of the loss.
+- **Statistics come out of sums over each image**, taken in the pass that normalizes; BatchNorm's own kernel, which
+  serves where nothing is compiled, takes several times as long.
+- **The three channels of the images are normalized plane by plane**, where the kernel is several times faster than over
+  interleaved pixels.
+- **Gradients lie in channels_last too.** A mean, a crop and a loss over rows give theirs in another format, which a
+  convolution then converts and an addition walks through slowly (`tests/training/test_memory_format.py` watches).
+- **Freed memory stays with the process** (`allocator.py`): feature maps of large images are above the size from which
+  glibc maps each block afresh, and the system clears its pages in every step.
 - **Small tensors stay plain**: a kernel is laid out for the first tensor that it meets, and compiled for a small one
   it would leave the large ones to a single thread.
 
 ## What did not help
 
-- Compiling for `fast`: its few steps never earn back the seconds that compilation takes. It runs the same formulas
-  uncompiled.
-- Compiling whole steps instead of single formulas: the convolutions do not gain, and compilation takes minutes.
-- float16 instead of bfloat16: this processor has no arithmetic for it.
-- Larger batches: seconds an image stay the same (the plots below), and the alternation has fewer turns."""
+- Compiling short runs on small images: their few steps never earn back the seconds that compilation takes. They run
+  the same formulas uncompiled; the limit counts pixels.
+- The generator's 2x2 convolutions as a matrix product over gathered taps, or as one product and shifted sums: slower
+  than oneDNN's convolution, the second several times.
+- Padding the generator's last convolution from three outputs to eight or sixteen, or cropping before it: slower.
+- Boolean masks in compiled sums: slower than the same choice by arithmetic.
+- Python's garbage collector switched off: no difference beyond the noise."""
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -17,7 +17,7 @@ from causal_dfq.synthesis.upsampling import upsampled_convolution
 VARIATION_SIZE = 64
 STYLE_SIZE = 32
 _SMALLEST_SIDE = 7
-_CHANNELS = (64, 48, 32, 24, 16, 16)
+_CHANNELS = (96, 64, 32, 32, 24, 16)
 _STYLE_CHANNELS = 16
 # Zero padding marks the border of a feature map: images are cut out of a larger one.
 _MARGIN = 2
