@@ -95,6 +95,9 @@ def test_blends_are_repeated_whole() -> None:
     assert repeated.variation.flatten().tolist() == [0, 1, 0, 1]
     assert repeated.second_labels.tolist() == [3, 4, 3, 4]
     torch.testing.assert_close(repeated.second_share, torch.tensor([0.1, 0.2, 0.1, 0.2]))
+    assert repeated.repeat(3).times == 6
+    assert repeated.repeat(3).distinct.second_labels.tolist() == [3, 4]
+    assert len(repeated.distinct) == 2
 
 
 def test_style_interventions_lie_style_by_style() -> None:

@@ -1,5 +1,6 @@
 """Statistics, generator and the picture of samples."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from causal_dfq.synthesis.generator import (
     STYLE_SIZE,
     VARIATION_SIZE,
     ContentStyleGenerator,
+    FirstBlock,
     initialize,
     mode_seeking_loss,
     style_diversity_loss,
@@ -101,6 +103,35 @@ def test_content_and_style_both_change_the_picture() -> None:
     assert (generator(content, other_style) - images).abs().mean() > 0.1
     assert (generator(Content.of_classes(content.labels, other_content.variation), style) - images).abs().mean() > 0.1
     assert (generator(Content.of_classes(content.labels.flip(0), content.variation), style) - images).abs().mean() > 0.1
+
+
+def test_repeated_contents_give_the_images_of_contents_one_by_one() -> None:
+    generator = made((3, 32, 32))
+    repeated = causes(16)[0].repeat(3)
+    style = torch.randn(48, STYLE_SIZE, generator=random(5))
+    torch.testing.assert_close(
+        generator(repeated, style), generator(dataclasses.replace(repeated, times=1), style), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_first_block_is_a_styled_block_on_layouts_and_backdrops() -> None:
+    block = FirstBlock(5, 4).double()
+    style = torch.randn(6, STYLE_SIZE, generator=random(1), dtype=torch.float64)
+    layout = torch.randn(2, 3, 4, 4, generator=random(2), dtype=torch.float64)
+    backdrop = torch.randn(6, 2, 4, 4, generator=random(3), dtype=torch.float64)
+    cotangent = torch.randn(6, 4, 8, 8, generator=random(4), dtype=torch.float64)
+    results = []
+    for is_split in (True, False):
+        inputs = layout.clone().requires_grad_(), backdrop.clone().requires_grad_()
+        block.zero_grad()
+        if is_split:
+            output = block.forward_under_styles(*inputs, style)
+        else:
+            output = block(torch.cat([inputs[0].repeat(3, 1, 1, 1), inputs[1]], 1), style)
+        (output * cotangent).sum().backward()
+        results.append((output, *(leaf.grad for leaf in inputs), block.convolution.weight.grad.clone()))
+    for split, joined in zip(*results, strict=True):
+        torch.testing.assert_close(split, joined)
 
 
 def test_a_blend_is_laid_out_between_its_classes_and_as_long() -> None:

@@ -37,12 +37,14 @@ class Content:
         variation: (N, U).
         second_labels: the class that a blend lies towards (N,).
         second_share: (N,); 0 for a content of one class.
+        times: how often the first N / times contents come, one round of them after the other.
     """
 
     labels: Tensor
     variation: Tensor
     second_labels: Tensor
     second_share: Tensor
+    times: int = 1
 
     @classmethod
     def of_classes(cls, labels: Tensor, variation: Tensor) -> Content:
@@ -59,6 +61,15 @@ class Content:
             self.variation.repeat(times, 1),
             self.second_labels.repeat(times),
             self.second_share.repeat(times),
+            self.times * times,
+        )
+
+    @property
+    def distinct(self) -> Content:
+        """One round of the contents: (N / times)."""
+        count = len(self) // self.times
+        return Content(
+            self.labels[:count], self.variation[:count], self.second_labels[:count], self.second_share[:count]
         )
 
     def blend(self, probability: float, random: torch.Generator) -> Content:

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from causal_dfq.causal.graph import Content
 from causal_dfq.fusion import with_gradient_in_channels_last
-from causal_dfq.synthesis.styled_norm import styled_norm
-from causal_dfq.synthesis.upsampling import upsampled_convolution
+from causal_dfq.synthesis.styled_norm import SLOPE, styled_norm
+from causal_dfq.synthesis.upsampling import convolve_parities, interleave
 
 VARIATION_SIZE = 64
 STYLE_SIZE = 32
@@ -24,7 +24,7 @@ _MARGIN = 2
 
 
 class StyledBlock(nn.Module):
-    """Upsampling by two, 3x3 convolution, BatchNorm, then scale and shift of each channel by style."""
+    """Upsampling by two, 3x3 convolution, normalization, then scale and shift of each channel by style."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -33,9 +33,25 @@ class StyledBlock(nn.Module):
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
         """(N, in_channels, H, W), (N, STYLE_SIZE) -> (N, channels, 2 H, 2 W)."""
-        features = upsampled_convolution(features, self.convolution.weight)
+        return self.apply_style(convolve_parities(features, self.convolution.weight), style)
+
+    def apply_style(self, parities: Tensor, style: Tensor) -> Tensor:
+        """What follows the convolution; (N, 4 channels, H + 1, W + 1) of `convolve_parities`."""
         scale, shift = self.style(style).chunk(2, 1)
-        return styled_norm(features, 1 + scale, shift)
+        return styled_norm(interleave(parities), 1 + scale, shift)
+
+
+class FirstBlock(StyledBlock):
+    """A styled block whose input is what content laid out and, below it, style's backdrop.
+
+    The convolution of a layout is the same under every style: it is made once.
+    """
+
+    def forward_under_styles(self, layout: Tensor, backdrop: Tensor, style: Tensor) -> Tensor:
+        """Layouts (N, A, H, W), backdrops (M N, B, H, W) and styles (M N, STYLE_SIZE) -> (M N, channels, 2 H, 2 W)."""
+        of_layout, of_backdrop = self.convolution.weight.split([layout.shape[1], backdrop.shape[1]], 1)
+        by_style = convolve_parities(backdrop, of_backdrop).unflatten(0, (-1, len(layout)))
+        return self.apply_style((by_style + convolve_parities(layout, of_layout)).flatten(0, 1), style)
 
 
 class ContentStyleGenerator(nn.Module):
@@ -70,9 +86,10 @@ class ContentStyleGenerator(nn.Module):
         area = self.start[0] * self.start[1]
         self.layout = nn.Linear(2 * VARIATION_SIZE, _CHANNELS[0] * area)
         self.backdrop = nn.Linear(STYLE_SIZE, _STYLE_CHANNELS * area)
-        self.start_norm = nn.BatchNorm2d(_CHANNELS[0] + _STYLE_CHANNELS, affine=False, track_running_stats=False)
         widths = (_CHANNELS[0] + _STYLE_CHANNELS, *_CHANNELS[1 : doublings + 1])
-        self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in itertools.pairwise(widths))
+        first, *others = itertools.pairwise(widths)
+        self.first_block = FirstBlock(*first)
+        self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in others)
         self.to_image = nn.Conv2d(widths[-1], channels, 3, 1, 1)
         self.image_norm = nn.BatchNorm2d(channels, track_running_stats=False)
         low, high = pixel_bounds or ((-torch.inf,) * channels, (torch.inf,) * channels)
@@ -82,13 +99,13 @@ class ContentStyleGenerator(nn.Module):
     def forward(self, content: Content, style: Tensor) -> Tensor:
         """Contents (N) and styles (N, STYLE_SIZE) -> normalized images (N, C, H, W), float32.
 
-        The batch is normalized over itself: give at least a few dozen rows.
+        The batch is normalized over itself: give at least a few dozen rows. Contents that come several times,
+        as `Content.repeat` makes them, are laid out once.
         """
-        code = torch.cat([self._class_code(content), content.variation], 1)
-        layout = self.layout(code).unflatten(1, (-1, *self.start))
-        backdrop = self.backdrop(style).unflatten(1, (-1, *self.start))
-        features = torch.cat([layout, backdrop], 1).contiguous(memory_format=torch.channels_last)
-        features = functional.leaky_relu(self.start_norm(features), 0.2)
+        distinct = content.distinct
+        code = torch.cat([self._class_code(distinct), distinct.variation], 1)
+        layout, backdrop = self._start(self.layout(code)), self._start(self.backdrop(style))
+        features = self.first_block.forward_under_styles(layout, backdrop, style)
         for block in self.blocks:
             features = block(features, style)
         height, width = self.image_size
@@ -98,6 +115,11 @@ class ContentStyleGenerator(nn.Module):
         # Few channels: over whole planes their statistics take a fraction of the time.
         images = self.image_norm(images.float().contiguous())
         return torch.clamp(images, self.lowest, self.highest).contiguous(memory_format=torch.channels_last)
+
+    def _start(self, values: Tensor) -> Tensor:
+        """(N, A h w) -> a coarse map (N, A, h, w), normalized over the batch."""
+        features = values.unflatten(1, (-1, *self.start)).contiguous(memory_format=torch.channels_last)
+        return functional.leaky_relu(functional.batch_norm(features, None, None, training=True), SLOPE)
 
     def _class_code(self, content: Content) -> Tensor:
         """(N, VARIATION_SIZE): the class's embedding; between two, their mean, as long as one of them."""

@@ -14,14 +14,19 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def upsampled_convolution(features: Tensor, weight: Tensor) -> Tensor:
-    """conv2d(interpolate(features, scale_factor=2), weight, padding=1).
+def convolve_parities(features: Tensor, weight: Tensor) -> Tensor:
+    """conv2d(interpolate(features, scale_factor=2), weight, padding=1), its four parities beside each other.
 
-    (N, I, H, W), (O, I, 3, 3) -> (N, O, 2 H, 2 W) in channels_last.
+    (N, I, H, W), (O, I, 3, 3) -> (N, 4 O, H + 1, W + 1), which `interleave` makes one map of. Parities are linear
+    in both arguments: those of a sum are the sum of the parities.
     """
     by_row = torch.stack(_merged(weight, 2))
     kernels = torch.stack(_merged(by_row, 4), 1).flatten(0, 2)
-    parities = functional.conv2d(features, kernels.contiguous(memory_format=torch.channels_last), padding=1)
+    return functional.conv2d(features, kernels.contiguous(memory_format=torch.channels_last), padding=1)
+
+
+def interleave(parities: Tensor) -> Tensor:
+    """(N, 4 O, H + 1, W + 1) -> (N, O, 2 H, 2 W) in channels_last."""
     result: Tensor = _Interleave.apply(parities)
     return result
 
