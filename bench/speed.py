@@ -115,9 +115,11 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
     def generator_step() -> None:
         run._train_generator(recipe.equilibrium_rate)
 
-    def float_network_alone() -> None:
-        logits = floor.views.quantized_logits(floor_batch.images)
+    def alone(one: Equilibrium) -> None:
+        logits = one.views.quantized_logits(floor_batch.images)
+        one.student_optimizer.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(logits, floor_batch.logits.argmax(1)).backward()
+        one.student_optimizer.step()
 
     def in_float32(step: Callable[[], object]) -> None:
         run.views._uses_bfloat16 = False
@@ -125,6 +127,9 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
         run.views._uses_bfloat16 = has_bfloat16_arithmetic()
 
     generator, student, update = "generator step", "student step", "student update"
+    quantized_alone, bare_alone = (
+        f"{kind} network, cross-entropy alone, batch {FLOOR_BATCH}" for kind in ("quantized", "float")
+    )
     quantized, bare = f"quantized training step, batch {FLOOR_BATCH}", f"float training step, batch {FLOOR_BATCH}"
     work: dict[str, Callable[[], object]] = {
         generator: compiled(run, generator_step),
@@ -136,7 +141,8 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
         f"{update}, not compiled": lambda: run.update_student(batch),
         f"{generator}, in float32": compiled(run, lambda: in_float32(generator_step)),
         f"{update}, in float32": compiled(run, lambda: in_float32(lambda: run.update_student(batch))),
-        f"float network with cross-entropy alone, batch {FLOOR_BATCH}": float_network_alone,
+        quantized_alone: compiled(run, lambda: alone(run)),
+        bare_alone: lambda: alone(floor),
     }
     seconds = interleave(work, repeats)
     images = {generator: recipe.generator_images, student: len(batch.images), update: len(batch.images)}
@@ -149,10 +155,11 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
     return {
         "steps": steps,
         "training_step_over_floor": asdict(paired_ratio(seconds[quantized], seconds[bare])),
+        "network_alone_over_floor": asdict(paired_ratio(seconds[quantized_alone], seconds[bare_alone])),
         "operations": operations,
         "batches": {"generator": recipe.generator_images, "student": len(batch.images)},
         # What the bare network's training reaches: three times its operations in the seconds of a step.
-        "operations_per_second": 3 * FLOOR_BATCH * operations["network"] / statistics.median(seconds[bare]),
+        "operations_per_second": 3 * FLOOR_BATCH * operations["network"] / statistics.median(seconds[bare_alone]),
     }
 
 
