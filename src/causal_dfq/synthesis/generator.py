@@ -51,7 +51,8 @@ class FirstBlock(StyledBlock):
         """Layouts (N, A, H, W), backdrops (M N, B, H, W) and styles (M N, STYLE_SIZE) -> (M N, channels, 2 H, 2 W)."""
         of_layout, of_backdrop = self.convolution.weight.split([layout.shape[1], backdrop.shape[1]], 1)
         by_style = convolve_parities(backdrop, of_backdrop).unflatten(0, (-1, len(layout)))
-        return self.apply_style((by_style + convolve_parities(layout, of_layout)).flatten(0, 1), style)
+        of_all = with_gradient_in_channels_last(convolve_parities(layout, of_layout))
+        return self.apply_style((by_style + of_all).flatten(0, 1), style)
 
 
 class ContentStyleGenerator(nn.Module):
