@@ -289,7 +289,7 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
         table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
         agreement = 100 * record.last_metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
-    if record.options.memory_limit is not None:
+    if record.steps and record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
         table.add_row("memory", _batches(used, record.options.input_shape, record.options.memory_limit))
     files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
@@ -299,7 +299,7 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
 
 def _batches(used: Recipe, shape: tuple[int, int, int], limit: int) -> str:
     full = recipe_for(shape)
-    sizes = f"{used.generator_images:.0f} and {used.student_images:.0f}"
+    sizes = f"{used.generator_images} and {used.student_images}"
     if used == full:
         return f"full batches of {sizes} images fit into {limit / 2**30:.1f} GB"
     usual = f"{full.generator_images} and {full.student_images}"

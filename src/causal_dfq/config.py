@@ -48,7 +48,7 @@ class BitWidths:
 
 
 def parse_bytes(text: str) -> int:
-    """ "2GB", "1.5G", "800MB" -> bytes; a thousand is 1024, as memory is counted.
+    """Bytes of "2GB", "1.5G", "800MB"; a thousand is 1024, as memory is counted.
 
     Raises:
         ConfigError: another form.

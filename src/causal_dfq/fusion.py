@@ -110,6 +110,11 @@ def in_memory_order(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1) if is_channels_last(values) else values.contiguous()
 
 
+def by_place(values: Tensor) -> Tensor:
+    """(N, C, H, W) in channels_last -> (N, H W, C), a view."""
+    return in_memory_order(values).flatten(1, 2)
+
+
 class _GradientInFormat(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

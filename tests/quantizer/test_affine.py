@@ -1,15 +1,11 @@
 """The quantizer against its formula in float64, and its gradients against their definition."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from causal_dfq import fusion as fusion_module
-from causal_dfq.fusion import fusion
 from causal_dfq.quantizer.affine import (
     dequantize,
     fake_quantize,
@@ -78,18 +74,6 @@ def straight_through(
     to_offset = torch.where(inside, 0.0, -scale)
     reduce = (lambda t: t.sum()) if scale.ndim == 0 else (lambda t: t.sum_to_size(scale.shape))
     return output, weight * inside, reduce(weight * to_scale), reduce(weight * to_offset)
-
-
-@pytest.fixture(params=["operators", "fused"])
-def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.param == "operators":
-        yield
-        return
-    monkeypatch.setattr(fusion_module, "SMALLEST_COMPILED", 0)
-    with fusion(torch.device("cpu")) as is_fused:
-        if not is_fused:
-            pytest.skip("torch.compile finds no compiler here")
-        yield
 
 
 @pytest.mark.usefixtures("arithmetic")

@@ -21,6 +21,7 @@ CONCATENATION = aten.cat.default
 CLIPPING_ACTIVATIONS = frozenset(
     {aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.relu6.default}
 )
+UNCLIPPED = (-math.inf, math.inf)
 ACTIVATIONS = CLIPPING_ACTIVATIONS | {
     aten.hardswish.default,
     aten.silu.default,
@@ -89,6 +90,11 @@ def clipping_bounds(node: fx.Node) -> tuple[float, float] | None:
     if isinstance(low, int | float) and isinstance(high, int | float):
         return float(low), float(high)
     return None
+
+
+def clip(values: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Values of any shape between the bounds that `clipping_bounds` gives, or `UNCLIPPED`."""
+    return values if bounds == UNCLIPPED else torch.nn.functional.hardtanh(values, *bounds)
 
 
 def is_value_preserving(node: fx.Node) -> bool:

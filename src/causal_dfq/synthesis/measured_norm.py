@@ -1,12 +1,11 @@
 """P's BatchNorms as synthesis runs them: the input's statistics, the normalization and the clipping in one. [ours]
 
 The BatchNorm loss reads every input of a BatchNorm, which the forward pass reads anyway, and its gradient meets
-that of the forward pass there. With a compiler each way is one pass over memory, besides that of the statistics.
+that of the forward pass there. With a compiler each way is one pass over memory.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
@@ -15,17 +14,27 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.fusion import (
     Formula,
+    by_place,
     constant,
     from_memory_order,
-    in_memory_order,
     is_fusing,
+    like_in_memory,
     with_gradient_in_channels_last,
 )
-from causal_dfq.network.operations import aten, batch_norm_nodes, clipping_bounds
+from causal_dfq.network.operations import UNCLIPPED, aten, batch_norm_nodes, clip, clipping_bounds
 from causal_dfq.synthesis.statistics import batch_statistics, statistics_gradient, statistics_of_sums
 
-Bounds = tuple[float, float]
-UNCLIPPED = (-math.inf, math.inf)
+
+def _clipped_and_sums(
+    values: Tensor, normalized: Tensor, centre: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    distance = values - centre
+    return torch.clamp(normalized, low, high), distance.sum(1), (distance * distance).sum(1)
+
+
+def _passed(gradient: Tensor, normalized: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The gradient where nothing was clipped."""
+    return torch.where((normalized > low) & (normalized < high), gradient.float(), 0.0)
 
 
 @Formula
@@ -34,9 +43,8 @@ def _normalize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features (N, P, C), the others (C,): the result, and the sums by image that `statistics_of_sums` takes."""
     values = features.float()
-    distance = values - centre
-    normalized = torch.clamp(values * multiplier + offset, low, high)
-    return normalized.to(features.dtype), distance.sum(1), (distance * distance).sum(1)
+    clipped, sums, squares = _clipped_and_sums(values, values * multiplier + offset, centre, low, high)
+    return clipped.to(features.dtype), sums, squares
 
 
 @Formula
@@ -44,9 +52,9 @@ def _normalize_and_add(
     features: Tensor, residual: Tensor, multiplier: Tensor, offset: Tensor, centre: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = features.float()
-    distance = values - centre
-    normalized = torch.clamp(values * multiplier + offset + residual.float(), low, high)
-    return normalized.to(features.dtype), distance.sum(1), (distance * distance).sum(1)
+    added = values * multiplier + offset + residual.float()
+    clipped, sums, squares = _clipped_and_sums(values, added, centre, low, high)
+    return clipped.to(features.dtype), sums, squares
 
 
 @Formula
@@ -61,8 +69,7 @@ def _gradient(
     high: Tensor,
 ) -> Tensor:
     values = features.float()
-    normalized = values * multiplier + offset
-    passed = torch.where((normalized > low) & (normalized < high), gradient.float(), 0.0)
+    passed = _passed(gradient, values * multiplier + offset, low, high)
     return (passed * multiplier + (values * slope + shift)).to(features.dtype)
 
 
@@ -80,8 +87,7 @@ def _gradients_of_sum(
 ) -> tuple[Tensor, Tensor]:
     """With respect to the features, and to the residual."""
     values = features.float()
-    normalized = values * multiplier + offset + residual.float()
-    passed = torch.where((normalized > low) & (normalized < high), gradient.float(), 0.0)
+    passed = _passed(gradient, values * multiplier + offset + residual.float(), low, high)
     return (passed * multiplier + (values * slope + shift)).to(features.dtype), passed.to(features.dtype)
 
 
@@ -92,7 +98,7 @@ class _MeasuredNorm(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, affine: tuple[Tensor, Tensor], centre: Tensor, bounds: tuple[Tensor, Tensor]
     ) -> Any:
-        normalized, sums, squares = _normalize(_places(features), *affine, centre, *bounds)
+        normalized, sums, squares = _normalize(by_place(features), *affine, centre, *bounds)
         mean, variance = statistics_of_sums(sums, squares, centre, features)
         ctx.save_for_backward(features, mean)
         ctx.affine, ctx.bounds = affine, bounds
@@ -102,8 +108,8 @@ class _MeasuredNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, mean = ctx.saved_tensors
         line = statistics_gradient(features, mean, *gradients[1:])
-        gradient = _places(_like(gradients[0], features))
-        to_features = _gradient(gradient, _places(features), *ctx.affine, *line, *ctx.bounds)
+        gradient = by_place(like_in_memory(gradients[0], features))
+        to_features = _gradient(gradient, by_place(features), *ctx.affine, *line, *ctx.bounds)
         return from_memory_order(to_features, features), None, None, None
 
 
@@ -119,7 +125,7 @@ class _MeasuredNormAndSum(torch.autograd.Function):
         centre: Tensor,
         bounds: tuple[Tensor, Tensor],
     ) -> Any:
-        normalized, sums, squares = _normalize_and_add(_places(features), _places(residual), *affine, centre, *bounds)
+        normalized, sums, squares = _normalize_and_add(by_place(features), by_place(residual), *affine, centre, *bounds)
         mean, variance = statistics_of_sums(sums, squares, centre, features)
         ctx.save_for_backward(features, residual, mean)
         ctx.affine, ctx.bounds = affine, bounds
@@ -129,21 +135,11 @@ class _MeasuredNormAndSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, residual, mean = ctx.saved_tensors
         line = statistics_gradient(features, mean, *gradients[1:])
-        gradient = _places(_like(gradients[0], features))
+        gradient = by_place(like_in_memory(gradients[0], features))
         to_features, to_residual = _gradients_of_sum(
-            gradient, _places(features), _places(residual), *ctx.affine, *line, *ctx.bounds
+            gradient, by_place(features), by_place(residual), *ctx.affine, *line, *ctx.bounds
         )
         return from_memory_order(to_features, features), from_memory_order(to_residual, features), None, None, None
-
-
-def _like(values: Tensor, features: Tensor) -> Tensor:
-    """In the type of the features, and in channels_last."""
-    return values.to(features.dtype, memory_format=torch.channels_last)
-
-
-def _places(features: Tensor) -> Tensor:
-    """(N, C, H, W) in channels_last -> (N, H W, C), a view."""
-    return in_memory_order(features).flatten(1, 2)
 
 
 def measured_norm(
@@ -154,7 +150,7 @@ def measured_norm(
     running_mean: Tensor,
     running_variance: Tensor,
     epsilon: float,
-    bounds: Bounds,
+    bounds: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A BatchNorm in evaluation mode, an addition and a clipping after it; the parameters are constants.
 
@@ -174,7 +170,7 @@ def measured_norm(
             features, running_mean, running_variance, weight, bias, training=False, eps=epsilon
         )
         result = result if residual is None else result + residual
-        result = result if bounds == UNCLIPPED else nn.functional.hardtanh(result, *bounds)
+        result = clip(result, bounds)
         return (with_gradient_in_channels_last(result) if result.ndim == 4 else result), mean, variance
     with torch.no_grad():
         multiplier = torch.rsqrt(running_variance.float() + epsilon)
@@ -186,7 +182,7 @@ def measured_norm(
     if residual is None:
         results = _MeasuredNorm.apply(features, (multiplier, offset), running_mean, ends)
     else:
-        residual = _like(residual, features)
+        residual = like_in_memory(residual.to(features.dtype), features)
         results = _MeasuredNormAndSum.apply(features, residual, (multiplier, offset), running_mean, ends)
     normalized, mean, variance = results
     return normalized, mean, variance

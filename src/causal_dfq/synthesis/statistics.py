@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from causal_dfq.fusion import Formula, in_memory_order, is_channels_last, is_fusing
+from causal_dfq.fusion import Formula, by_place, is_channels_last, is_fusing
 from causal_dfq.network.operations import attribute, batch_norm_nodes
 
 
@@ -29,7 +29,7 @@ def _sums(features: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, each (C,) in float32, of (N, C, ...); no gradient."""
     if is_fusing() and is_channels_last(features):
-        rows = in_memory_order(features).flatten(1, 2)
+        rows = by_place(features)
         centre = rows[0].float().mean(0)
         sums, squares = _sums(rows, centre)
         return statistics_of_sums(sums, squares, centre, features)

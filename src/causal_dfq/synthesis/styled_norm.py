@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from causal_dfq.fusion import Formula, from_memory_order, in_memory_order, is_fusing
+from causal_dfq.fusion import Formula, by_place, from_memory_order, is_fusing, like_in_memory
 from causal_dfq.synthesis.statistics import channel_statistics
 
 EPSILON = 1e-5
@@ -46,6 +46,8 @@ def _gradient(
 
 
 class _StyledNorm(torch.autograd.Function):
+    """`styled_norm` of features in channels_last; keeps them and no mask."""
+
     @staticmethod
     def forward(ctx: Any, features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         mean, variance = channel_statistics(features)
@@ -53,14 +55,14 @@ class _StyledNorm(torch.autograd.Function):
         multiplier = scale.float() * inverse
         offset = shift.float() - mean * multiplier
         ctx.save_for_backward(features, scale, mean, inverse, multiplier, offset)
-        modulated = _modulate(_places(features), multiplier[:, None], offset[:, None])
+        modulated = _modulate(by_place(features), multiplier[:, None], offset[:, None])
         return from_memory_order(modulated, features)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features, scale, mean, inverse, multiplier, offset = ctx.saved_tensors
-        gradient = _places(gradients[0].to(features.dtype).contiguous(memory_format=torch.channels_last))
-        arguments = (_places(features), multiplier[:, None], offset[:, None])
+        gradient = by_place(like_in_memory(gradients[0], features))
+        arguments = (by_place(features), multiplier[:, None], offset[:, None])
         to_shift, with_values = _sums(gradient, *arguments)
         to_scale = inverse * (with_values - mean * to_shift)
         # BatchNorm's gradient: what a common shift and a common stretch of the channel would do is taken out.
@@ -70,11 +72,6 @@ class _StyledNorm(torch.autograd.Function):
         common = -inverse * (scale * to_shift).sum(0) / count - slope * mean
         result = _gradient(gradient, *arguments, slope, common)
         return from_memory_order(result, features), to_scale.to(scale.dtype), to_shift.to(scale.dtype)
-
-
-def _places(features: Tensor) -> Tensor:
-    """(N, C, H, W) in channels_last -> (N, H W, C), a view."""
-    return in_memory_order(features).flatten(1, 2)
 
 
 def styled_norm(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ and back. `measured_fake_quantize` is all three; with a compiler each way is one
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from causal_dfq.fusion import Formula, constant, from_memory_order, in_memory_order, is_fusing, like_in_memory
-from causal_dfq.network.operations import clipping_bounds
+from causal_dfq.network.operations import UNCLIPPED, clip, clipping_bounds
 from causal_dfq.quantizer.affine import integer_range, learned_fake_quantize
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
 from causal_dfq.training.feature_error import SMALLEST_SIZE, relative_error
 
-UNCLIPPED = (-math.inf, math.inf)
 _MEASURED = "measured_quantizers"
 
 
@@ -140,7 +138,7 @@ def measured_fake_quantize(
         `learned_fake_quantize` and of `relative_error`, through the clipping.
     """
     if not is_fusing():
-        feature = values if bounds == UNCLIPPED else nn.functional.hardtanh(values, *bounds)
+        feature = clip(values, bounds)
         return learned_fake_quantize(feature, scale, zero_point, *codes), relative_error(feature, target)
     ends = constant(bounds[0], values.device), constant(bounds[1], values.device)
     rounded, distance, size = _MeasuredFakeQuantize.apply(values, target, scale, zero_point, ends, codes)
