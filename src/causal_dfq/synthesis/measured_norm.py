@@ -25,11 +25,10 @@ from causal_dfq.network.operations import UNCLIPPED, aten, batch_norm_nodes, cli
 from causal_dfq.synthesis.statistics import batch_statistics, statistics_gradient, statistics_of_sums
 
 
-def _clipped_and_sums(
-    values: Tensor, normalized: Tensor, centre: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(values: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance, each (C,), of values (N, P, C), by sums over each image: images are what threads share."""
     distance = values - centre
-    return torch.clamp(normalized, low, high), distance.sum(1), (distance * distance).sum(1)
+    return statistics_of_sums(distance.sum(1), (distance * distance).sum(1), centre, values.shape[0] * values.shape[1])
 
 
 def _passed(gradient: Tensor, normalized: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -41,10 +40,10 @@ def _passed(gradient: Tensor, normalized: Tensor, low: Tensor, high: Tensor) -> 
 def _normalize(
     features: Tensor, multiplier: Tensor, offset: Tensor, centre: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (N, P, C), the others (C,): the result, and the sums by image that `statistics_of_sums` takes."""
+    """Features (N, P, C), the others (C,): the result, and the features' mean and variance."""
     values = features.float()
-    clipped, sums, squares = _clipped_and_sums(values, values * multiplier + offset, centre, low, high)
-    return clipped.to(features.dtype), sums, squares
+    clipped = torch.clamp(values * multiplier + offset, low, high)
+    return clipped.to(features.dtype), *_statistics(values, centre)
 
 
 @Formula
@@ -52,9 +51,8 @@ def _normalize_and_add(
     features: Tensor, residual: Tensor, multiplier: Tensor, offset: Tensor, centre: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     values = features.float()
-    added = values * multiplier + offset + residual.float()
-    clipped, sums, squares = _clipped_and_sums(values, added, centre, low, high)
-    return clipped.to(features.dtype), sums, squares
+    clipped = torch.clamp(values * multiplier + offset + residual.float(), low, high)
+    return clipped.to(features.dtype), *_statistics(values, centre)
 
 
 @Formula
@@ -63,13 +61,15 @@ def _gradient(
     features: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    slope: Tensor,
-    shift: Tensor,
     low: Tensor,
     high: Tensor,
+    mean: Tensor,
+    mean_gradient: Tensor,
+    variance_gradient: Tensor,
 ) -> Tensor:
     values = features.float()
     passed = _passed(gradient, values * multiplier + offset, low, high)
+    slope, shift = statistics_gradient(mean, mean_gradient, variance_gradient, values.shape[0] * values.shape[1])
     return (passed * multiplier + (values * slope + shift)).to(features.dtype)
 
 
@@ -80,14 +80,16 @@ def _gradients_of_sum(
     residual: Tensor,
     multiplier: Tensor,
     offset: Tensor,
-    slope: Tensor,
-    shift: Tensor,
     low: Tensor,
     high: Tensor,
+    mean: Tensor,
+    mean_gradient: Tensor,
+    variance_gradient: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """With respect to the features, and to the residual."""
     values = features.float()
     passed = _passed(gradient, values * multiplier + offset + residual.float(), low, high)
+    slope, shift = statistics_gradient(mean, mean_gradient, variance_gradient, values.shape[0] * values.shape[1])
     return (passed * multiplier + (values * slope + shift)).to(features.dtype), passed.to(features.dtype)
 
 
@@ -98,8 +100,7 @@ class _MeasuredNorm(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, affine: tuple[Tensor, Tensor], centre: Tensor, bounds: tuple[Tensor, Tensor]
     ) -> Any:
-        normalized, sums, squares = _normalize(by_place(features), *affine, centre, *bounds)
-        mean, variance = statistics_of_sums(sums, squares, centre, features)
+        normalized, mean, variance = _normalize(by_place(features), *affine, centre, *bounds)
         ctx.save_for_backward(features, mean)
         ctx.affine, ctx.bounds = affine, bounds
         return from_memory_order(normalized, features), mean, variance
@@ -107,9 +108,8 @@ class _MeasuredNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, mean = ctx.saved_tensors
-        line = statistics_gradient(features, mean, *gradients[1:])
         gradient = by_place(like_in_memory(gradients[0], features))
-        to_features = _gradient(gradient, by_place(features), *ctx.affine, *line, *ctx.bounds)
+        to_features = _gradient(gradient, by_place(features), *ctx.affine, *ctx.bounds, mean, *gradients[1:])
         return from_memory_order(to_features, features), None, None, None
 
 
@@ -125,8 +125,8 @@ class _MeasuredNormAndSum(torch.autograd.Function):
         centre: Tensor,
         bounds: tuple[Tensor, Tensor],
     ) -> Any:
-        normalized, sums, squares = _normalize_and_add(by_place(features), by_place(residual), *affine, centre, *bounds)
-        mean, variance = statistics_of_sums(sums, squares, centre, features)
+        places = by_place(features), by_place(residual)
+        normalized, mean, variance = _normalize_and_add(*places, *affine, centre, *bounds)
         ctx.save_for_backward(features, residual, mean)
         ctx.affine, ctx.bounds = affine, bounds
         return from_memory_order(normalized, features), mean, variance
@@ -134,10 +134,9 @@ class _MeasuredNormAndSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, residual, mean = ctx.saved_tensors
-        line = statistics_gradient(features, mean, *gradients[1:])
         gradient = by_place(like_in_memory(gradients[0], features))
         to_features, to_residual = _gradients_of_sum(
-            gradient, by_place(features), by_place(residual), *ctx.affine, *line, *ctx.bounds
+            gradient, by_place(features), by_place(residual), *ctx.affine, *ctx.bounds, mean, *gradients[1:]
         )
         return from_memory_order(to_features, features), from_memory_order(to_residual, features), None, None, None
 

@@ -32,28 +32,33 @@ def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         rows = by_place(features)
         centre = rows[0].float().mean(0)
         sums, squares = _sums(rows, centre)
-        return statistics_of_sums(sums, squares, centre, features)
+        return statistics_of_sums(sums, squares, centre, _values_of_channel(features))
     epsilon = 1e-10
     # BatchNorm's own kernel: several times faster than var_mean over the rows of channels_last.
     _, mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, epsilon)
     return mean.float(), inverse.float().pow(-2) - epsilon
 
 
-def statistics_of_sums(sums: Tensor, squares: Tensor, centre: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, each (C,), from the sums by image (N, C) of distances from a centre near the mean."""
-    count = features.numel() // features.shape[1]
+def _values_of_channel(features: Tensor) -> int:
+    return features.numel() // features.shape[1]
+
+
+def statistics_of_sums(sums: Tensor, squares: Tensor, centre: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, each (C,), from the sums by image (N, C) of distances from a centre near the mean.
+
+    A channel has `count` values.
+    """
     shift = sums.sum(0) / count
     return centre + shift, (squares.sum(0) / count - shift.square()).clamp_min(0)
 
 
 def statistics_gradient(
-    features: Tensor, mean: Tensor, mean_gradient: Tensor, variance_gradient: Tensor
+    mean: Tensor, mean_gradient: Tensor, variance_gradient: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """The gradient of `channel_statistics` as slope and shift, each (C,): it is slope * features + shift.
 
-    d mean / d x = 1 / n and d variance / d x = 2 (x - mean) / n, with n values a channel.
+    d mean / d x = 1 / n and d variance / d x = 2 (x - mean) / n, with n = `count` values a channel.
     """
-    count = features.numel() // features.shape[1]
     slope = 2 * variance_gradient / count
     return slope, mean_gradient / count - slope * mean
 
@@ -70,7 +75,8 @@ class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         features, mean = ctx.saved_tensors
-        slope, shift = statistics_gradient(features, mean, *gradients)
+        to_mean, to_variance = gradients
+        slope, shift = statistics_gradient(mean, to_mean, to_variance, _values_of_channel(features))
         shape = (1, -1) + (1,) * (features.ndim - 2)
         return torch.addcmul(shift.to(features.dtype).view(shape), features, slope.to(features.dtype).view(shape))
 
