@@ -26,6 +26,7 @@ from causal_dfq.config import Effort, Protocol, make_options, parse_bytes
 from causal_dfq.errors import CausalDFQError, ConfigError
 from causal_dfq.pipeline import StepReport, resolve_device
 from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.training.analysis import PREFIX
 from causal_dfq.training.budget import Recipe, recipe_for
 from causal_dfq.version import __version__
 
@@ -289,12 +290,21 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
         table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
         agreement = 100 * record.last_metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
+        table.add_row("do(style)", _under_interventions(record.last_metrics))
     if record.steps and record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
         table.add_row("memory", _batches(used, record.options.input_shape, record.options.memory_limit))
     files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
     table.add_row("written", f"{folder}: {files}")
     output.print(table)
+
+
+def _under_interventions(metrics: dict[str, float]) -> str:
+    found = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
+    p, q = (100 * found[f"content_accuracy_{network}"] for network in ("pretrained", "quantized"))
+    text = f"the content's class is seen by P in {p:.0f} %, by Q in {q:.0f} %; CKA of Q to P {found['cka']:.2f}"
+    overlap = found.get("attention_overlap")
+    return text if overlap is None else f"{text}, Grad-CAM overlap {overlap:.2f}"
 
 
 def _batches(used: Recipe, shape: tuple[int, int, int], limit: int) -> str:

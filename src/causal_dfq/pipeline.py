@@ -24,6 +24,7 @@ from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
+from causal_dfq.training.analysis import analyse
 from causal_dfq.training.budget import Recipe, budget_for, pays_for_compilation, recipe_for
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
 from causal_dfq.training.memory import fit_recipe, step_memory
@@ -191,12 +192,17 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
 
 
 def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
-    """Runs the remaining steps; after each, the run can be saved or left."""
+    """Runs the remaining steps; after each, the run can be saved or left.
+
+    The causal analysis joins the metrics when Q is calibrated and not yet trained, and after the last step.
+    """
     keep_freed_memory()
     is_compiled = pays_for_compilation(run.budget, run.recipe, run.image_shape)
     for step in range(steps_done, run.total_steps):
         with fusion(run.device) if is_compiled else contextlib.nullcontext():
             metrics = run.run_step(step)
+        if step in (run.budget.warmup_steps, run.total_steps - 1):
+            metrics |= analyse(run)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 
 

@@ -103,7 +103,7 @@ class Equilibrium:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.budget, self.recipe, self.device = budget, recipe, device
+        self.budget, self.recipe, self.seed, self.device = budget, recipe, seed, device
         self.views = views.to(device)
         self.quantized = self.views.quantized
         self.random = torch.Generator().manual_seed(seed)

@@ -1,0 +1,81 @@
+"""The causal analysis of a run: P and Q under the same interventions on style, on images that no step trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from causal_dfq.causal.analysis import content_accuracy, grad_cam, linear_cka, map_overlap
+from causal_dfq.causal.discrepancy import interventional_discrepancy, style_sensitivity
+from causal_dfq.causal.graph import CONTENT, IMAGE, style_interventions
+from causal_dfq.network.operations import input_name, weight_layer_nodes, with_outputs
+from causal_dfq.quantizer.placement import integer_tensors
+from causal_dfq.training.equilibrium import Equilibrium, Metrics
+from causal_dfq.training.views import embedding
+
+STYLES = 4
+PREFIX = "analysis_"
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What a network makes of images (N, C, H, W): logits (N, K), embedding (N, D), Grad-CAM (N, h, w) if any."""
+
+    logits: Tensor
+    embedding: Tensor
+    attention: Tensor | None
+
+
+def analyse(run: Equilibrium) -> Metrics:
+    """Measures P and Q under do(style), about as many images as a student batch, `STYLES` styles a content.
+
+    The draws come from the seed of the run alone: training goes on as if nothing had been measured, and every
+    analysis of a run sees the same contents and styles. Names start with `PREFIX`.
+    """
+    random = torch.Generator().manual_seed(run.seed)
+    contents = max(4, run.recipe.student_images // STYLES)
+    content = run.model.sample(CONTENT, contents, random)
+    intervened = style_interventions(run.model, content, STYLES, random)
+    with torch.no_grad(), run.views.autocast():
+        images = intervened.sample(IMAGE, 0, random)
+    labels = content.labels.repeat(STYLES)
+    folded, quantized = run.views.folded, run.views.quantized
+    attended = attended_features(folded)
+    p, q = (_look(run, network, attended, images, labels) for network in (folded, quantized))
+    by_style_p, by_style_q = (sight.logits.unflatten(0, (STYLES, -1)) for sight in (p, q))
+    found = {
+        "discrepancy": interventional_discrepancy(by_style_p, by_style_q),
+        "sensitivity_pretrained": style_sensitivity(by_style_p),
+        "sensitivity_quantized": style_sensitivity(by_style_q),
+        "content_accuracy_pretrained": content_accuracy(by_style_p, content.labels),
+        "content_accuracy_quantized": content_accuracy(by_style_q, content.labels),
+        "cka": linear_cka(p.embedding, q.embedding),
+    }
+    if p.attention is not None and q.attention is not None:
+        found["attention_overlap"] = map_overlap(p.attention, q.attention)
+    return {PREFIX + name: float(value) for name, value in found.items()}
+
+
+def attended_features(graph_module: fx.GraphModule) -> str | None:
+    """The last feature map with more than one place: the one that Grad-CAM looks at; None without one."""
+    last = None
+    for node in integer_tensors(graph_module.graph):
+        value = node.meta["val"]
+        if node.op != "placeholder" and value.ndim == 4 and value.shape[2] * value.shape[3] > 1:
+            last = node.name
+    return last
+
+
+def _look(run: Equilibrium, network: fx.GraphModule, attended: str | None, images: Tensor, labels: Tensor) -> _Sight:
+    penultimate = input_name(weight_layer_nodes(network.graph)[-1])
+    view = with_outputs(network, [penultimate] if attended is None else [penultimate, attended])
+    with run.views.autocast(), torch.enable_grad():
+        # The way to the feature map has a gradient although P's parameters are constants.
+        logits, (last, *maps) = view(images.detach().requires_grad_())
+    if not maps:
+        return _Sight(logits.detach().float(), embedding(last.detach()), None)
+    chosen = logits.float().gather(1, labels[:, None]).sum()
+    (gradient,) = torch.autograd.grad(chosen, maps[0])
+    return _Sight(logits.detach().float(), embedding(last.detach()), grad_cam(maps[0].detach(), gradient))
