@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from causal_dfq.causal.graph import Content
-from causal_dfq.fusion import with_gradient_in_channels_last
+from causal_dfq.synthesis.middle_convolution import convolve_middle
 from causal_dfq.synthesis.styled_norm import SLOPE, styled_norm
 from causal_dfq.synthesis.upsampling import convolve_parities, interleave
 
@@ -41,6 +43,21 @@ class StyledBlock(nn.Module):
         return styled_norm(interleave(parities), 1 + scale, shift)
 
 
+class _AddToEachStyle(torch.autograd.Function):
+    """(M N, ...) + (N, ...) for each of M styles. Summed by addition: torch's sum over M takes twenty times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, by_style: Tensor, of_all: Tensor) -> Tensor:
+        ctx.contents = len(of_all)
+        total: Tensor = by_style.unflatten(0, (-1, len(of_all))) + of_all
+        return total.flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        by_style: list[Tensor] = list(gradients[0].split(ctx.contents))
+        return gradients[0], functools.reduce(torch.add, by_style)
+
+
 class FirstBlock(StyledBlock):
     """A styled block whose input is what content laid out and, below it, style's backdrop.
 
@@ -50,9 +67,9 @@ class FirstBlock(StyledBlock):
     def forward_under_styles(self, layout: Tensor, backdrop: Tensor, style: Tensor) -> Tensor:
         """Layouts (N, A, H, W), backdrops (M N, B, H, W) and styles (M N, STYLE_SIZE) -> (M N, channels, 2 H, 2 W)."""
         of_layout, of_backdrop = self.convolution.weight.split([layout.shape[1], backdrop.shape[1]], 1)
-        by_style = convolve_parities(backdrop, of_backdrop).unflatten(0, (-1, len(layout)))
-        of_all = with_gradient_in_channels_last(convolve_parities(layout, of_layout))
-        return self.apply_style((by_style + of_all).flatten(0, 1), style)
+        by_style, of_all = convolve_parities(backdrop, of_backdrop), convolve_parities(layout, of_layout)
+        parities: Tensor = _AddToEachStyle.apply(by_style, of_all)
+        return self.apply_style(parities, style)
 
 
 class ContentStyleGenerator(nn.Module):
@@ -91,7 +108,7 @@ class ContentStyleGenerator(nn.Module):
         first, *others = itertools.pairwise(widths)
         self.first_block = FirstBlock(*first)
         self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in others)
-        self.to_image = nn.Conv2d(widths[-1], channels, 3, 1, 1)
+        self.to_image = nn.Conv2d(widths[-1], channels, 3, bias=False)
         self.image_norm = nn.BatchNorm2d(channels, track_running_stats=False)
         low, high = pixel_bounds or ((-torch.inf,) * channels, (torch.inf,) * channels)
         self.register_buffer("lowest", torch.tensor(low).view(1, -1, 1, 1), persistent=False)
@@ -109,12 +126,9 @@ class ContentStyleGenerator(nn.Module):
         features = self.first_block.forward_under_styles(layout, backdrop, style)
         for block in self.blocks:
             features = block(features, style)
-        height, width = self.image_size
-        top, left = (features.shape[2] - height) // 2, (features.shape[3] - width) // 2
-        images = with_gradient_in_channels_last(self.to_image(features))
-        images = images[:, :, top : top + height, left : left + width]
+        images = convolve_middle(features, self.to_image.weight, self.image_size)
         # Few channels: over whole planes their statistics take a fraction of the time.
-        images = self.image_norm(images.float().contiguous())
+        images = self.image_norm(images.contiguous())
         return torch.clamp(images, self.lowest, self.highest).contiguous(memory_format=torch.channels_last)
 
     def _start(self, values: Tensor) -> Tensor:
@@ -156,6 +170,10 @@ def mode_seeking_loss(causes: tuple[Tensor, Tensor], effects: tuple[Tensor, Tens
 
 def style_diversity_loss(images: Tensor, styles: Tensor) -> Tensor:
     """Mode seeking over all pairs of styles; images (M, N, C, H, W), styles (M, N, S)."""
-    first, second = torch.triu_indices(len(styles), len(styles), 1)
-    causes = (styles[first].flatten(0, 1), styles[second].flatten(0, 1))
-    return mode_seeking_loss(causes, (images[first].flatten(0, 1), images[second].flatten(0, 1)))
+    return mode_seeking_loss(_style_pairs(styles), _style_pairs(images))
+
+
+def _style_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, N, ...) -> both sides of all pairs of styles, (M (M - 1) / 2 * N, ...) each."""
+    firsts, seconds = zip(*itertools.combinations(values.unbind(), 2), strict=True)
+    return torch.cat(firsts), torch.cat(seconds)

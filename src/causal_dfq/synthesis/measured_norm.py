@@ -63,13 +63,11 @@ def _gradient(
     offset: Tensor,
     low: Tensor,
     high: Tensor,
-    mean: Tensor,
-    mean_gradient: Tensor,
-    variance_gradient: Tensor,
+    slope: Tensor,
+    shift: Tensor,
 ) -> Tensor:
     values = features.float()
     passed = _passed(gradient, values * multiplier + offset, low, high)
-    slope, shift = statistics_gradient(mean, mean_gradient, variance_gradient, values.shape[0] * values.shape[1])
     return (passed * multiplier + (values * slope + shift)).to(features.dtype)
 
 
@@ -82,14 +80,12 @@ def _gradients_of_sum(
     offset: Tensor,
     low: Tensor,
     high: Tensor,
-    mean: Tensor,
-    mean_gradient: Tensor,
-    variance_gradient: Tensor,
+    slope: Tensor,
+    shift: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """With respect to the features, and to the residual."""
     values = features.float()
     passed = _passed(gradient, values * multiplier + offset + residual.float(), low, high)
-    slope, shift = statistics_gradient(mean, mean_gradient, variance_gradient, values.shape[0] * values.shape[1])
     return (passed * multiplier + (values * slope + shift)).to(features.dtype), passed.to(features.dtype)
 
 
@@ -109,7 +105,8 @@ class _MeasuredNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, mean = ctx.saved_tensors
         gradient = by_place(like_in_memory(gradients[0], features))
-        to_features = _gradient(gradient, by_place(features), *ctx.affine, *ctx.bounds, mean, *gradients[1:])
+        line = statistics_gradient(mean, gradients[1], gradients[2], features.numel() // features.shape[1])
+        to_features = _gradient(gradient, by_place(features), *ctx.affine, *ctx.bounds, *line)
         return from_memory_order(to_features, features), None, None, None
 
 
@@ -135,8 +132,9 @@ class _MeasuredNormAndSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, residual, mean = ctx.saved_tensors
         gradient = by_place(like_in_memory(gradients[0], features))
+        line = statistics_gradient(mean, gradients[1], gradients[2], features.numel() // features.shape[1])
         to_features, to_residual = _gradients_of_sum(
-            gradient, by_place(features), by_place(residual), *ctx.affine, *ctx.bounds, mean, *gradients[1:]
+            gradient, by_place(features), by_place(residual), *ctx.affine, *ctx.bounds, *line
         )
         return from_memory_order(to_features, features), from_memory_order(to_residual, features), None, None, None
 

@@ -59,11 +59,8 @@ class _Interleave(torch.autograd.Function):
         height, width = rows - 1, columns - 1
         gradient = gradients[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         large = gradient.view(count, height, 2, width, 2, channels // 4)
-        result = gradient.new_empty(count, rows, columns, channels).permute(0, 3, 1, 2)
+        result = gradient.new_zeros(count, rows, columns, channels).permute(0, 3, 1, 2)
         target = _by_parity(result)
-        # What no parity reads: the last row and column of the even ones, the first of the odd ones.
-        for unread in (target[:, -1, :, 0], target[:, 0, :, 1], target[:, :, -1, :, 0], target[:, :, 0, :, 1]):
-            unread.zero_()
         for p in (0, 1):
             for q in (0, 1):
                 target[:, p : p + height, q : q + width, p, q] = large[:, :, p, :, q]
