@@ -46,18 +46,18 @@ FLOOR_BATCH = 128
 # Our synthesis is looked at this often, its loss is measured on as many images as the peer's.
 _STEPS_BETWEEN_LOOKS = 5
 _MOST_LOOKS = 200
-_STEPS_OF_RATE = 20
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to measure on, its input, the turns of an interleaved comparison, and how long the peer runs."""
+    """A network to measure on, its input, the turns of interleaved comparisons, and how long each side synthesizes."""
 
     name: str
     load: Callable[[], tuple[nn.Module, tuple[float, ...] | None, tuple[float, ...] | None]]
     side: int
     repeats: int
     peers_iterations: int
+    our_steps: int
     turns: int
 
 
@@ -75,8 +75,8 @@ def _resnet18() -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
 
 
 SUBJECTS = (
-    Subject("resnet20-cifar10", _resnet20, 32, 15, 200, 3),
-    Subject("torchvision:resnet18", _resnet18, 224, 5, 10, 2),
+    Subject("resnet20-cifar10", _resnet20, 32, 15, 200, 60, 4),
+    Subject("torchvision:resnet18", _resnet18, 224, 5, 10, 10, 2),
 )
 
 
@@ -219,9 +219,9 @@ def measure_synthesis(subject: Subject, turns: int) -> dict[str, Any]:
         with fusion(run.device):
             seconds, steps = _time_to_loss(run, loss)
             started = time.perf_counter()
-            for _ in range(_STEPS_OF_RATE):
+            for _ in range(subject.our_steps):
                 run._train_generator(1.0)
-            rate = run.recipe.generator_images * _STEPS_OF_RATE / (time.perf_counter() - started)
+            rate = run.recipe.generator_images * subject.our_steps / (time.perf_counter() - started)
         measured.append(
             {
                 "our_rate": rate,
