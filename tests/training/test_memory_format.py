@@ -53,6 +53,28 @@ def test_both_steps_convolve_in_channels_last(network: type) -> None:
         assert formats.others == []
 
 
+def strides(values: Tensor) -> list[int]:
+    """Of the dimensions that have more than one place: those of the others say nothing."""
+    return [stride for stride, size in zip(values.stride(), values.shape, strict=True) if size > 1]
+
+
+@pytest.mark.parametrize("network", ALL)
+def test_gradients_lie_as_their_parameters_do(network: type) -> None:
+    # Fused Adam walks through both in memory order, and does not look.
+    options = make_options(bits="w4a4", input_shape=(3, 16, 16))
+    run = start_run(prepare(trained(network()), options), options, resolve_device("cpu"))
+    run._calibrate()
+    run._train_generator(1.0)
+    run._train_student(1.0)
+    for optimizer in (run.generator_optimizer, run.student_optimizer):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moved = [parameter for parameter in parameters if parameter.grad is not None]
+        assert len(moved) > 4
+        for parameter in moved:
+            moment = optimizer.state[parameter]["exp_avg"]
+            assert strides(parameter) == strides(parameter.grad) == strides(moment)
+
+
 def test_the_guard_sees_the_default_format() -> None:
     with ConvolutionFormats() as formats:
         torch.conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3))

@@ -65,7 +65,7 @@ def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
 
 def _placed(value: Tensor, parameter: Tensor, key: str) -> Tensor:
     if key == "step":
-        return value.clone()
+        return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter).copy_(value)
 
 

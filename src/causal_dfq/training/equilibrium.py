@@ -115,8 +115,9 @@ class Equilibrium:
         self.statistics = [
             (mean.to(device), variance.to(device)) for mean, variance in running_statistics(views.captured)
         ]
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=(0.5, 0.99))
-        self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe))
+        # Fused, each group is one pass; autograd lays a gradient out as its parameter, which that takes for granted.
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=(0.5, 0.99), fused=True)
+        self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe), fused=True)
         self.model: StructuralCausalModel = image_model(
             views.classes,
             VARIATION_SIZE,
