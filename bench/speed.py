@@ -3,7 +3,8 @@
     python -m bench.speed [--only resnet20] [--out FILE]
 
 Everything that is compared is interleaved in one process. Writes bench/results/speed.json after every
-network, and prints the table. The peer needs the extra `bench`; without it its ratios are left out.
+measurement, and prints the table. A stopped bench goes on from there: what the file holds of the same package,
+versions and machine is kept. The peer needs the extra `bench`; without it its ratios are left out.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import peer
-from bench.environment import ROOT, describe
+from bench.environment import ROOT, describe, is_same_package
 from bench.timing import Timing, interleave, paired_ratio
+from causal_dfq.allocator import keep_freed_memory
 from causal_dfq.causal.graph import CONTENT, STYLE
 from causal_dfq.config import make_options
 from causal_dfq.files import write_text
@@ -94,6 +96,7 @@ class Floor:
 
 def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
     """Seconds of each step as a run makes it, beside the floor at batch 128 and beside other ways to compute it."""
+    keep_freed_memory()
     network, mean, std = subject.load()
     options = make_options(bits="w4a4", input_shape=(3, subject.side, subject.side), mean=mean, std=std)
     prepared = prepare(network, options)
@@ -317,21 +320,32 @@ def main(
         what, index, *arguments = json.loads(one)
         print(json.dumps(_MEASURES[what](SUBJECTS[index], *arguments)))
         return
-    results: dict[str, Any] = {**describe(), "steps": {}, "synthesis": {}, "runs": {}}
+    results = kept_results(out)
     if not peer.is_installed():
         print("the peer is not installed (pip install 'causal-dfq[bench]'): its ratios are left out", flush=True)
     for index, subject in enumerate(SUBJECTS):
         if only not in subject.name:
             continue
-        results["steps"][subject.name] = _measured(["steps", index, subject.repeats])
+        requests = [("steps", subject.name, ["steps", index, subject.repeats])]
         if peer.is_installed():
-            results["synthesis"][subject.name] = _measured(["synthesis", index, subject.turns])
+            requests.append(("synthesis", subject.name, ["synthesis", index, subject.turns]))
         for name, bits, effort in RUNS:
             if name == subject.name:
-                results["runs"][f"{name} {bits} {effort}"] = _measured(["run", index, bits, effort])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps(results, indent=1) + "\n")
+                requests.append(("runs", f"{name} {bits} {effort}", ["run", index, bits, effort]))
+        for kind, name, request in requests:
+            if name in results[kind]:
+                continue
+            results[kind][name] = _measured(request)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, json.dumps(results, indent=1) + "\n")
     Console(width=max(Console().width, 120)).print(render(results))
+
+
+def kept_results(path: Path) -> dict[str, Any]:
+    """What an earlier results file holds of the package as it is, under the origin of today."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    kept = earlier if earlier and is_same_package(earlier) else {}
+    return {**describe(), **{kind: kept.get(kind, {}) for kind in ("steps", "synthesis", "runs")}}
 
 
 def _measured(request: list[Any]) -> dict[str, Any]:
