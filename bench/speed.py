@@ -41,6 +41,7 @@ from causal_dfq.network.load import load_network
 from causal_dfq.pipeline import PreparedNetwork, prepare, resolve_device, start_run
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.equilibrium import Equilibrium
+from causal_dfq.training.memory import LiveTensors
 from causal_dfq.training.views import NetworkViews, has_bfloat16_arithmetic
 
 RESULTS = ROOT / "bench" / "results" / "speed.json"
@@ -155,8 +156,10 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
         for name, found in seconds.items()
     }
     operations = count_operations(run, prepared)
+    tensors = {generator: peak_tensors(generator_step), student: peak_tensors(lambda: run._train_student(1.0))}
     return {
         "steps": steps,
+        "peak_tensors_gb": tensors,
         "training_step_over_floor": asdict(paired_ratio(seconds[quantized], seconds[bare])),
         "network_alone_over_floor": asdict(paired_ratio(seconds[quantized_alone], seconds[bare_alone])),
         "operations": operations,
@@ -164,6 +167,13 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
         # What the bare network's training reaches: three times its operations in the seconds of a step.
         "operations_per_second": 3 * FLOOR_BATCH * operations["network"] / statistics.median(seconds[bare_alone]),
     }
+
+
+def peak_tensors(step: Callable[[], object]) -> float:
+    """Gigabytes of the tensors that a step makes, at the moment when they are most; weights come on top."""
+    with LiveTensors() as tensors:
+        step()
+    return tensors.peak / 2**30
 
 
 def compiled(run: Equilibrium, step: Callable[[], object]) -> Callable[[], object]:

@@ -86,7 +86,7 @@ def arithmetic_seconds(found: dict[str, Any]) -> dict[str, float]:
 
 def steps_section(results: dict[str, Any]) -> str:
     """Each step beside its arithmetic, and the training step beside the bare network's."""
-    rows = []
+    rows, operations = [], []
     for name, found in results["steps"].items():
         floor = arithmetic_seconds(found)
         for step, seconds in floor.items():
@@ -98,8 +98,13 @@ def steps_section(results: dict[str, Any]) -> str:
                     f"{timing['images_per_second']:.0f}",
                     f"{seconds:.3f} s",
                     f"{100 * seconds / timing['median']:.0f} %",
+                    f"{found['peak_tensors_gb'][step]:.2f} GB" if step in found["peak_tensors_gb"] else "",
                 ]
             )
+        operations.append(
+            f"An image of `{name}` costs its generator {found['operations']['generator'] / 1e6:.0f} million "
+            f"multiplications with addition forward, the network {found['operations']['network'] / 1e6:.0f} million."
+        )
     return "\n".join(
         [
             "## Steps, and where their time goes",
@@ -108,7 +113,9 @@ def steps_section(results: dict[str, Any]) -> str:
             "training reaches; the rest is memory traffic, losses and optimizers. A student step draws and "
             "generates its images, asks P, and then is the student update.",
             "",
-            _table(["step", "time", "images/s", "arithmetic", "share"], rows),
+            _table(["step", "time", "images/s", "arithmetic", "share", "tensors at most"], rows),
+            "",
+            " ".join(operations),
         ]
     )
 

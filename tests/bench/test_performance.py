@@ -30,6 +30,7 @@ def steps() -> dict[str, object]:
         "steps": {name: timing(median) for name, median in names.items()},
         "training_step_over_floor": timing(1.15),
         "network_alone_over_floor": timing(1.4),
+        "peak_tensors_gb": {"generator step": 0.375, "student step": 0.25},
         "operations": {"network": 4e6, "generator": 2e6},
         "batches": {"generator": 100, "student": 50},
         "operations_per_second": 1e10,
@@ -70,6 +71,8 @@ def test_page_holds_the_figures() -> None:
     of_scaling = {**origin, "scaling": {"rounds": {"line": {"largest_miss": 0.034}}}}
     page = performance_page(of_speed, of_scaling)
     assert "| `net` w8a8 fast | 61 s | 1.2 GB |" in page
+    assert "| `net`, generator step | 0.500 s | 128 | 0.140 s | 28 % | 0.38 GB |" in page
+    assert "An image of `net` costs its generator 2 million" in page
     assert "**quantized over float** | **1.15** |" in page
     assert "cross-entropy alone** | **1.40** |" in page
     assert "**3.2**" in page
