@@ -228,7 +228,10 @@ def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor]:
     content = run.model.sample(CONTENT, GALLERY_CONTENTS, random)
     chosen = labels if labels is not None else torch.arange(GALLERY_CONTENTS) % classes
     styles = run.model.sample(STYLE, GALLERY_STYLES, random)
-    images = sample_grid(run.generator, Content.of_classes(chosen.to(run.device), content.variation), styles)
+    contents = Content.of_classes(chosen.to(run.device), content.variation)
+    with run.views.autocast():
+        # No more at a time than a step has: a picture must not need more memory than the run.
+        images = sample_grid(run.generator, contents, styles, run.recipe.generator_images)
     return images.cpu(), chosen
 
 

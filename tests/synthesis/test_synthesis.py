@@ -176,12 +176,18 @@ def test_style_that_does_not_show_costs_more() -> None:
 
 
 def test_grid_has_one_row_a_content_and_one_column_a_style() -> None:
+    counts: list[int] = []
+
     def picture(content: Content, styles: Tensor) -> Tensor:
+        counts.append(len(styles))
         return (content.labels + styles[:, 0])[:, None, None, None]
 
     content = Content.of_classes(torch.tensor([10, 20, 30]), torch.zeros(3, 1))
-    grid = sample_grid(picture, content, torch.tensor([[1.0], [2.0]]))
-    assert grid.flatten(2)[..., 0].tolist() == [[11, 12], [21, 22], [31, 32]]
+    for batch, calls in ((100, 1), (5, 2), (1, 2)):
+        counts.clear()
+        grid = sample_grid(picture, content, torch.tensor([[1.0], [2.0]]), batch)
+        assert grid.flatten(2)[..., 0].tolist() == [[11, 12], [21, 22], [31, 32]]
+        assert len(counts) == calls
 
 
 @pytest.mark.parametrize("channels", [1, 3])

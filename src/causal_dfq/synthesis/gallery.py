@@ -13,13 +13,17 @@ from causal_dfq.causal.graph import Content
 
 
 @torch.no_grad()
-def sample_grid(generator: Callable[[Content, Tensor], Tensor], contents: Content, styles: Tensor) -> Tensor:
-    """Images (contents, styles, C, H, W): G(C_r, s_c) for every pair, made as one batch."""
-    rows, columns = len(contents), len(styles)
-    # Rows of `repeat` are column by column.
-    images = generator(contents.repeat(columns), styles.repeat_interleave(rows, 0))
-    by_style: Tensor = images.unflatten(0, (columns, rows))
-    return by_style.transpose(0, 1)
+def sample_grid(
+    generator: Callable[[Content, Tensor], Tensor], contents: Content, styles: Tensor, batch: int
+) -> Tensor:
+    """Images (contents, styles, C, H, W): G(C_r, s_c) for every pair, some styles at a time, about `batch` images."""
+    rows = len(contents)
+    by_style = []
+    for some in styles.split(max(1, batch // rows)):
+        # Rows of `repeat` are style by style.
+        images = generator(contents.repeat(len(some)), some.repeat_interleave(rows, 0))
+        by_style.append(images.unflatten(0, (len(some), rows)))
+    return torch.cat(by_style).transpose(0, 1)
 
 
 def draw_grid(
