@@ -50,8 +50,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def detached_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as a .safetensors file wants them: on the CPU, contiguous, none sharing memory."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    """Tensors as a .safetensors file wants them: on the CPU, contiguous, none sharing memory with another one.
+
+    What already lies so is not copied: write it before it changes.
+    """
+    detached: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, tensor in state.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        detached[name] = value.clone() if place in known else value
+        known.add(place)
+    return detached
 
 
 def write_text(path: Path, text: str) -> None:
