@@ -29,3 +29,30 @@ def test_a_freed_block_is_used_again_without_new_pages() -> None:
     before, after = map(int, done.stdout.split())
     assert before > 10
     assert after < before / 10
+
+
+RESIDENT = """
+import torch
+from causal_dfq.allocator import give_back_freed_memory, keep_freed_memory
+
+def resident_pages():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+assert keep_freed_memory()
+# The small block after the large one keeps it from being the end of the heap.
+large, small = torch.ones(64 * 2**20, dtype=torch.uint8), torch.ones(2**16, dtype=torch.uint8)
+held = resident_pages()
+del large
+kept = resident_pages()
+assert give_back_freed_memory()
+print(held, kept, resident_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_kept_memory_can_be_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
+    held, kept, after = map(int, done.stdout.split())
+    assert kept > 0.95 * held
+    assert after < kept - 48 * 256

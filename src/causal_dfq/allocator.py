@@ -22,3 +22,10 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     return all(library.mallopt(name, _NEVER) == 1 for name in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD))
+
+
+def give_back_freed_memory() -> bool:
+    """Gives the pages that `keep_freed_memory` kept back to the system, once; returns whether there were any."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))

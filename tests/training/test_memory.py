@@ -50,7 +50,7 @@ def test_a_shrunk_batch_keeps_its_mix_and_twins() -> None:
 
 
 def test_too_little_memory_names_what_is_needed() -> None:
-    with pytest.raises(ConfigError, match=r"at least 0\.52 GB"):
+    with pytest.raises(ConfigError, match=r"at least 0\.51 GB"):
         fit_recipe(Recipe(), StepMemory(MB, 2 * MB, 500 * MB), 510 * MB)
 
 

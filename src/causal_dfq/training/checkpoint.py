@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from causal_dfq.allocator import give_back_freed_memory
 from causal_dfq.errors import OutputError
 from causal_dfq.files import detached_state, write_tensors
 from causal_dfq.quantizer.residual_grids import step_size_leaders, tie_step_sizes
@@ -94,6 +95,8 @@ class CheckpointFile:
         Raises:
             OutputError: the disk is full, or the folder cannot be written.
         """
+        # The copies that a file needs would come on top of what a step left free in pieces.
+        give_back_freed_memory()
         metadata = {
             "steps_done": str(progress.steps_done),
             "seconds": progress.seconds.hex(),

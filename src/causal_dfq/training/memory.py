@@ -17,12 +17,12 @@ from causal_dfq.training.budget import Recipe
 from causal_dfq.training.equilibrium import Equilibrium
 
 # Python, torch and its compiler before any network is there.
-FRAMEWORK_BYTES = 900 * 2**20
+FRAMEWORK_BYTES = 1150 * 2**20
 # P as captured, P folded, Q, and Adam's two moments; the gradient is measured.
 _COPIES_OF_WEIGHTS = 5
 # What the convolutions allocate beside tensors, and what the allocator keeps between them.
 _OVERHEAD = 1.25
-_FEWEST_IMAGES = 16
+_FEWEST_IMAGES = 12
 
 
 @dataclass(frozen=True)
