@@ -66,7 +66,7 @@ def started(blocks: int) -> Equilibrium:
     torch.manual_seed(0)
     options = make_options(bits="w4a4", input_shape=(3, 32, 32))
     run = start_run(prepare(CifarResNet(blocks).eval(), options), options, resolve_device("cpu"))
-    run._calibrate()
+    run.calibrate()
     return run
 
 
@@ -80,7 +80,7 @@ def operations(blocks: int) -> int:
 def one_round(run: Equilibrium, rounds: int = 1) -> None:
     """Rounds of the equilibrium: the generator once, the quantized network as often as `balanced` does."""
     for _ in range(rounds):
-        run._train_generator(run.recipe.equilibrium_rate)
+        run.keep_up()
         for _ in range(Budget(0, 0, 0).student_steps):
             run._train_student(1.0)
 

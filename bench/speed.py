@@ -103,7 +103,7 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
     prepared = prepare(network, options)
     run = start_run(prepared, options, resolve_device("cpu"))
     recipe = run.recipe
-    run._calibrate()
+    run.calibrate()
     at_floor = _recipe_of_batch(recipe, FLOOR_BATCH)
     floor = Floor(prepared, run, at_floor).run
     batch = run.student_batch()
@@ -117,12 +117,12 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
         run.recipe = recipe
 
     def generator_step() -> None:
-        run._train_generator(recipe.equilibrium_rate)
+        run.keep_up()
 
     def alone(one: Equilibrium) -> None:
         logits = one.views.quantized_logits(floor_batch.images)
         one.student_optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(logits, floor_batch.logits.argmax(1)).backward()
+        torch.nn.functional.cross_entropy(logits, floor_batch.pretrained.logits.argmax(1)).backward()
         one.student_optimizer.step()
 
     def in_float32(step: Callable[[], object]) -> None:
@@ -189,10 +189,10 @@ def compiled(run: Equilibrium, step: Callable[[], object]) -> Callable[[], objec
 def count_operations(run: Equilibrium, prepared: PreparedNetwork) -> dict[str, float]:
     """Multiplications with addition of one image's forward pass: of the network, and of the generator."""
     random = torch.Generator().manual_seed(0)
-    content, style = run.model.sample(CONTENT, 2, random), run.model.sample(STYLE, 2, random)
+    content, style = run.synthesis.model.sample(CONTENT, 2, random), run.synthesis.model.sample(STYLE, 2, random)
     counts = {}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        images = run.generator(content, style)
+        images = run.synthesis.generator(content, style)
         counts["generator"] = counter.get_total_flops() / 4
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         prepared.folded(images)
@@ -228,12 +228,12 @@ def measure_synthesis(subject: Subject, turns: int) -> dict[str, Any]:
     for turn in range(turns):
         run = start_run(prepared, options.model_copy(update={"seed": turn}), resolve_device("cpu"))
         peers = peer.synthesize(network, subject.side, subject.peers_iterations)
-        loss = batch_norm_loss(run.views, run.statistics, peers.images)
+        loss = batch_norm_loss(run.views, run.synthesis.statistics, peers.images)
         with fusion(run.device):
             seconds, steps = _time_to_loss(run, loss)
             started = time.perf_counter()
             for _ in range(subject.our_steps):
-                run._train_generator(1.0)
+                run.warm_up(0.0)
             rate = run.recipe.generator_images * subject.our_steps / (time.perf_counter() - started)
         measured.append(
             {
@@ -264,12 +264,12 @@ def _time_to_loss(run: Equilibrium, loss: float) -> tuple[float, int]:
     for _ in range(_MOST_LOOKS):
         started = time.perf_counter()
         for _ in range(_STEPS_BETWEEN_LOOKS):
-            run._train_generator(1.0)
+            run.warm_up(0.0)
         seconds += time.perf_counter() - started
         steps += _STEPS_BETWEEN_LOOKS
         with torch.no_grad():
-            _, images = run._interventions(peer.BATCH // run.recipe.styles)
-        if batch_norm_loss(run.views, run.statistics, images) <= loss:
+            _, images = run.synthesis.interventions(peer.BATCH // run.recipe.styles, run.recipe, run.random)
+        if batch_norm_loss(run.views, run.synthesis.statistics, images) <= loss:
             return seconds, steps
     raise RuntimeError(f"after {steps} steps the generator's BatchNorm loss is still above the peer's {loss:.4f}")
 

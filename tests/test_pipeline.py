@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,13 +120,26 @@ def test_a_restored_run_ends_with_the_same_bits_when_compiled(monkeypatch: pytes
     assert_restored_run_ends_with_the_same_bits(7, monkeypatch)
 
 
-def assert_restored_run_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("done", [2, 3, 4])
+def test_a_run_restored_between_two_units_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(budget.BUDGETS, "fast", replace(SMALL, reconstruction_iterations=5))
+    assert_restored_run_ends_with_the_same_bits(done, monkeypatch)
+
+
+@pytest.mark.parametrize("done", [10, 13, 80, 82])
+def test_a_restored_pool_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_restored_run_ends_with_the_same_bits(done, monkeypatch, "genie")
+
+
+def assert_restored_run_ends_with_the_same_bits(
+    done: int, monkeypatch: pytest.MonkeyPatch, method: str = "causal"
+) -> None:
     def share_in_any_case(quantized: fx.GraphModule, error: Callable[[], float]) -> None:
         falling = itertools.count(0, -1)
         assert share_step_sizes(quantized, lambda: next(falling))
 
     monkeypatch.setattr(equilibrium, "share_step_sizes", share_in_any_case)
-    options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE)
+    options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE, method=method)
 
     def fresh() -> object:
         return start_run(prepare(trained(Residual()), options), options, torch.device("cpu"))
@@ -145,7 +159,7 @@ def assert_restored_run_ends_with_the_same_bits(done: int, monkeypatch: pytest.M
     assert set(found) == set(expected)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     leaders = found["step_size_leaders"].tolist()
-    assert len(set(leaders)) == len(leaders) - 2
+    assert len(set(leaders)) == len(leaders) - (2 if method == "causal" else 0)
 
 
 def test_network_without_norm_needs_float_activations() -> None:
@@ -180,3 +194,17 @@ def test_damaged_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(OutputError, match="damaged"):
         causal_dfq.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["zeroq", "gdfq", "genie", "synq"])
+def test_the_methods_of_the_field_run_from_the_same_call(method: str, tmp_path: Path) -> None:
+    quantized = quantize(trained(Residual()), method=method)
+    assert quantized.record.options.method == method
+    quantized.save(tmp_path)
+    assert torch.equal(causal_dfq.load(tmp_path)(images()), quantized(images()))
+    assert torch.equal(quantize(trained(Residual()), method=method)(images()), quantized(images()))
+
+
+def test_a_pool_keeps_to_no_memory_limit() -> None:
+    with pytest.raises(ConfigError, match="genie"):
+        quantize(trained(Residual()), method="genie", memory_limit="4GB")

@@ -22,12 +22,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from causal_dfq.config import Effort, Protocol, make_options, parse_bytes
+from causal_dfq.config import Effort, Method, Protocol, make_options, parse_bytes
 from causal_dfq.errors import CausalDFQError, ConfigError
-from causal_dfq.pipeline import StepReport, resolve_device
+from causal_dfq.pipeline import StepReport, chosen_recipe, resolve_device
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.analysis import PREFIX
-from causal_dfq.training.budget import Recipe, recipe_for
+from causal_dfq.training.budget import Recipe
 from causal_dfq.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -111,6 +111,7 @@ def quantize(
     bits: Annotated[str, typer.Option(help="Weights and activations: 2 to 8, or 32 for float.")] = "w4a4",
     protocol: Annotated[Protocol, typer.Option(help="Which tensors are quantized.")] = "deploy",
     effort: Annotated[Effort, typer.Option(help="The budget.")] = "balanced",
+    method: Annotated[Method, typer.Option(help="causal, or one of the field's to compare with.")] = "causal",
     input_shape: Annotated[str | None, typer.Option(help="Like 3x32x32, where the source does not tell.")] = None,
     mean: Annotated[str | None, typer.Option(help="Of pixels in [0, 1], one value a channel: 0.5,0.5,0.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
@@ -141,6 +142,7 @@ def quantize(
         bits=bits,
         protocol=protocol,
         effort=effort,
+        method=method,
         input_shape=shape,
         mean=mean_values,
         std=std_values,
@@ -274,7 +276,11 @@ def _describe(metrics: dict[str, float]) -> str:
             f"loss {metrics['student_loss']:.3f}  discrepancy {metrics['discrepancy']:.3f}  "
             f"sensitivity P {metrics['sensitivity_pretrained']:.3f} Q {metrics['sensitivity_quantized']:.3f}"
         )
-    return f"loss {metrics['generator_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
+    if "unit_error_after" in metrics:
+        return f"unit error {metrics['unit_error_before']:.4f} to {metrics['unit_error_after']:.4f}"
+    if "generator_loss" in metrics:
+        return f"loss {metrics['generator_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
+    return ""
 
 
 def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
@@ -286,14 +292,17 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
     table.add_row("bits", f"{record.options.bits}, protocol {record.options.protocol}, effort {record.options.effort}")
     table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
     table.add_row("activations", f"{len(activations)} grids at {_widths(activations)}")
+    metrics = record.last_metrics
     if record.steps:
         table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
-        agreement = 100 * record.last_metrics["agreement"]
+    if "agreement" in metrics:
+        agreement = 100 * metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
-        table.add_row("do(style)", _under_interventions(record.last_metrics))
+    if PREFIX + "cka" in metrics:
+        table.add_row("do(style)", _under_interventions(metrics))
     if record.steps and record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
-        table.add_row("memory", _batches(used, record.options.input_shape, record.options.memory_limit))
+        table.add_row("memory", _batches(used, chosen_recipe(record.options), record.options.memory_limit))
     files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
     table.add_row("written", f"{folder}: {files}")
     output.print(table)
@@ -307,8 +316,7 @@ def _under_interventions(metrics: dict[str, float]) -> str:
     return text if overlap is None else f"{text}, Grad-CAM overlap {overlap:.2f}"
 
 
-def _batches(used: Recipe, shape: tuple[int, int, int], limit: int) -> str:
-    full = recipe_for(shape)
+def _batches(used: Recipe, full: Recipe, limit: int) -> str:
     sizes = f"{used.generator_images} and {used.student_images}"
     if used == full:
         return f"full batches of {sizes} images fit into {limit / 2**30:.1f} GB"

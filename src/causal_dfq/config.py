@@ -14,6 +14,7 @@ from causal_dfq.errors import ConfigError
 FLOAT_BITS = 32
 Protocol = Literal["deploy", "gdfq", "genie"]
 Effort = Literal["fast", "balanced", "best"]
+Method = Literal["causal", "zeroq", "gdfq", "genie", "synq"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Options(BaseModel):
     bits: str = "w4a4"
     protocol: Protocol = "deploy"
     effort: Effort = "balanced"
+    method: Method = "causal"
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

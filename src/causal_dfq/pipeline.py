@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.allocator import keep_freed_memory
 from causal_dfq.causal.graph import CONTENT, STYLE, Content
-from causal_dfq.config import FLOAT_BITS, Effort, Options, Protocol, make_options, parse_bytes
+from causal_dfq.config import FLOAT_BITS, Effort, Method, Options, Protocol, make_options, parse_bytes
 from causal_dfq.errors import ConfigError, NetworkError
 from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
@@ -25,9 +25,12 @@ from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
-from causal_dfq.training.budget import Recipe, budget_for, pays_for_compilation, recipe_for
+from causal_dfq.training.budget import Budget, Recipe, budget_for, pays_for_compilation, recipe_for
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
+from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.memory import fit_recipe, step_memory
+from causal_dfq.training.methods import METHODS
+from causal_dfq.training.pool_training import PoolTraining
 from causal_dfq.training.views import NetworkViews
 from causal_dfq.version import __version__
 
@@ -81,6 +84,7 @@ def quantize(
     effort: Effort = "balanced",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    method: Method = "causal",
     device: str = "auto",
     seed: int = 0,
     memory_limit: str | None = None,
@@ -96,6 +100,7 @@ def quantize(
         effort: the budget: "fast", "balanced" or "best".
         mean, std: normalization of pixels in [0, 1] by channel, where known: synthetic images then
             keep to what a picture can hold, and the input's grid is exact.
+        method: "causal", or one of the field's to compare with: "zeroq", "gdfq", "genie", "synq".
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: the same seed on the same machine gives the same bits.
         memory_limit: "2GB" and the like: what the process should keep to; batches shrink to fit.
@@ -108,6 +113,7 @@ def quantize(
         bits=bits,
         protocol=protocol,
         effort=effort,
+        method=method,
         input_shape=input_shape,
         mean=mean,
         std=std,
@@ -175,20 +181,33 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
     """A run at its first step.
 
     Raises:
-        ConfigError: the memory limit is too small for this network.
+        ConfigError: the memory limit is too small for this network, or the method knows none.
     """
     run = Equilibrium(
         NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
-        budget_for(options.effort, prepared.classes),
-        recipe_for(options.input_shape),
+        chosen_budget(options, prepared.classes),
+        chosen_recipe(options),
         options.seed,
         device,
+        METHODS[options.method].synthesis,
     )
     if options.memory_limit is not None:
+        if not isinstance(run.synthesis, GeneratorTraining):
+            raise ConfigError(f"a memory limit is not possible with the method {options.method}: its batches are fixed")
         run.recipe = fit_recipe(run.recipe, step_memory(run), options.memory_limit)
     return run
+
+
+def chosen_budget(options: Options, classes: int) -> Budget:
+    """The budget of the options' method and effort for a network of so many classes."""
+    return budget_for(options.effort, classes, METHODS[options.method].budgets)
+
+
+def chosen_recipe(options: Options) -> Recipe:
+    """The recipe of the options' method for their images."""
+    return recipe_for(options.input_shape, METHODS[options.method].recipe)
 
 
 def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
@@ -201,7 +220,7 @@ def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     for step in range(steps_done, run.total_steps):
         with fusion(run.device) if is_compiled else contextlib.nullcontext():
             metrics = run.run_step(step)
-        if step in (run.budget.warmup_steps, run.total_steps - 1):
+        if step in (run.budget.warmup_steps - 1, run.total_steps - 1) and isinstance(run.synthesis, GeneratorTraining):
             metrics |= analyse(run)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 
@@ -210,28 +229,33 @@ def finish(
     prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
 ) -> QuantizedNetwork:
     """The finished network of a run whose last step is done."""
-    record = _record(prepared, options, run.recipe, run.device, run.total_steps, seconds, str(run.model), metrics)
+    causal_model = str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else ""
+    record = _record(prepared, options, run.recipe, run.device, run.total_steps, seconds, causal_model, metrics)
     return QuantizedNetwork(freeze(prepared.quantized), prepared.folded.cpu(), record)
 
 
 def finish_without_training(prepared: PreparedNetwork, options: Options, device: torch.device) -> QuantizedNetwork:
     """Weights rounded to the grids of least squared error; no image is needed."""
-    record = _record(prepared, options, recipe_for(options.input_shape), device, 0, 0.0, "", {})
+    record = _record(prepared, options, chosen_recipe(options), device, 0, 0.0, "", {})
     return QuantizedNetwork(freeze(prepared.quantized), prepared.folded, record)
 
 
-def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor]:
-    """Images (contents, styles, C, H, W) of a run's generator, and the labels (contents)."""
+def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Images (contents, styles, C, H, W) of a run's generator and the labels (contents); of a pool without labels."""
+    if isinstance(run.synthesis, PoolTraining):
+        images = run.synthesis.state.images[: GALLERY_CONTENTS * GALLERY_STYLES].cpu()
+        columns = min(GALLERY_STYLES, len(images))
+        return images[: len(images) // columns * columns].unflatten(0, (-1, columns)), None
     random = torch.Generator().manual_seed(seed)
     classes = run.views.classes
     labels = torch.arange(GALLERY_CONTENTS) * classes // GALLERY_CONTENTS if classes > GALLERY_CONTENTS else None
-    content = run.model.sample(CONTENT, GALLERY_CONTENTS, random)
+    content = run.synthesis.model.sample(CONTENT, GALLERY_CONTENTS, random)
     chosen = labels if labels is not None else torch.arange(GALLERY_CONTENTS) % classes
-    styles = run.model.sample(STYLE, GALLERY_STYLES, random)
+    styles = run.synthesis.model.sample(STYLE, GALLERY_STYLES, random)
     contents = Content.of_classes(chosen.to(run.device), content.variation)
     with run.views.autocast():
         # No more at a time than a step has: a picture must not need more memory than the run.
-        images = sample_grid(run.generator, contents, styles, run.recipe.generator_images)
+        images = sample_grid(run.synthesis.generator, contents, styles, run.recipe.generator_images)
     return images.cpu(), chosen
 
 
@@ -261,7 +285,7 @@ def _record(
         device=str(device),
         threads=torch.get_num_threads(),
         versions=versions(),
-        budget=asdict(budget_for(options.effort, prepared.classes)),
+        budget=asdict(chosen_budget(options, prepared.classes)),
         recipe=asdict(recipe),
         steps=steps,
         seconds=seconds,

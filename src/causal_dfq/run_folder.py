@@ -21,6 +21,8 @@ from causal_dfq.files import is_partial, output_error, write_atomically, write_t
 from causal_dfq.pipeline import (
     PreparedNetwork,
     StepReport,
+    chosen_budget,
+    chosen_recipe,
     finish,
     finish_without_training,
     gallery,
@@ -31,7 +33,6 @@ from causal_dfq.pipeline import (
 )
 from causal_dfq.quantized import CONFIG_FILE, QuantizedNetwork, is_quantized_folder, load
 from causal_dfq.synthesis.gallery import draw_grid
-from causal_dfq.training.budget import budget_for, recipe_for
 from causal_dfq.training.checkpoint import CHECKPOINT_FILE, CheckpointFile, Progress, restore_state
 from causal_dfq.training.equilibrium import Equilibrium, Metrics
 
@@ -182,7 +183,7 @@ def _settings(options: Options, digest: str) -> dict[str, str]:
 
 def _surroundings(prepared: PreparedNetwork, options: Options, device: torch.device) -> dict[str, str]:
     """What else decides the bits of a run; an unfinished one cannot go on under another."""
-    budget, recipe = asdict(budget_for(options.effort, prepared.classes)), asdict(recipe_for(options.input_shape))
+    budget, recipe = asdict(chosen_budget(options, prepared.classes)), asdict(chosen_recipe(options))
     return {"device": device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
 
 

@@ -6,8 +6,9 @@ import torch
 from causal_dfq.causal.analysis import content_accuracy
 from causal_dfq.network.capture import capture
 from causal_dfq.pipeline import train
-from causal_dfq.training.analysis import PREFIX, STYLES, analyse, attended_features
+from causal_dfq.training.analysis import PREFIX, STYLES, analyse
 from causal_dfq.training.budget import Budget
+from causal_dfq.training.views import attended_feature
 from tests.networks import Residual, trained
 from tests.training.test_equilibrium import snapshot, started
 
@@ -17,8 +18,8 @@ SMALL = Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_st
 def test_it_joins_the_metrics_before_and_after_the_training_of_the_quantized_network() -> None:
     reports = list(train(started(SMALL)))
     measured = [report.step for report in reports if PREFIX + "cka" in report.metrics]
-    assert measured == [SMALL.warmup_steps + 1, len(reports)]
-    for metrics in (reports[SMALL.warmup_steps].metrics, reports[-1].metrics):
+    assert measured == [SMALL.warmup_steps, len(reports)]
+    for metrics in (reports[SMALL.warmup_steps - 1].metrics, reports[-1].metrics):
         for name in ("content_accuracy_pretrained", "content_accuracy_quantized", "cka", "attention_overlap"):
             assert 0 <= metrics[PREFIX + name] <= 1 + 1e-6
 
@@ -28,11 +29,11 @@ def test_it_draws_nothing_from_the_run_and_changes_no_parameter() -> None:
     for step in range(3):
         run.run_step(step)
     state = run.random.get_state()
-    before = snapshot(run.generator) + snapshot(run.quantized)
+    before = snapshot(run.synthesis.state) + snapshot(run.quantized)
     gradients = [parameter.grad for parameter in run.quantized.parameters()]
     assert analyse(run) == analyse(run)
     assert torch.equal(run.random.get_state(), state)
-    after = snapshot(run.generator) + snapshot(run.quantized)
+    after = snapshot(run.synthesis.state) + snapshot(run.quantized)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert all(a is b.grad for a, b in zip(gradients, run.quantized.parameters(), strict=True))
 
@@ -54,10 +55,10 @@ def test_its_content_accuracy_is_that_of_the_pretrained_network_on_the_same_imag
     for step in range(3):
         run.run_step(step)
     random = torch.Generator().manual_seed(run.seed)
-    content = run.model.sample("content", max(4, run.recipe.student_images // STYLES), random)
-    style = run.model.sample("style", STYLES * len(content), random)
+    content = run.synthesis.model.sample("content", max(4, run.recipe.student_images // STYLES), random)
+    style = run.synthesis.model.sample("style", STYLES * len(content), random)
     with torch.no_grad(), run.views.autocast():
-        images = run.generator(content.repeat(STYLES), style)
+        images = run.synthesis.state(content.repeat(STYLES), style)
         logits = run.views.pretrained_logits(images).unflatten(0, (STYLES, -1))
     expected = content_accuracy(logits, content.labels).item()
     assert analyse(run)[PREFIX + "content_accuracy_pretrained"] == pytest.approx(expected, abs=0.02)
@@ -65,7 +66,7 @@ def test_its_content_accuracy_is_that_of_the_pretrained_network_on_the_same_imag
 
 def test_grad_cam_looks_at_the_last_map_with_several_places() -> None:
     folded = capture(trained(Residual()), (3, 8, 8))
-    name = attended_features(folded)
+    name = attended_feature(folded)
     node = next(node for node in folded.graph.nodes if node.name == name)
     assert node.meta["val"].shape[2] > 1
     later = list(folded.graph.nodes)[list(folded.graph.nodes).index(node) + 1 :]

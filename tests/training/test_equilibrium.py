@@ -50,15 +50,11 @@ def test_each_step_trains_the_network_whose_turn_it_is(monkeypatch: pytest.Monke
     run = started(Budget(warmup_steps=1, equilibrium_rounds=2, finish_rounds=1, student_steps=2))
     turns = []
     for step in range(run.total_steps):
-        generator, quantized = snapshot(run.generator), snapshot(run.quantized)
-        if step == 1:
-            run._calibrate()
-            quantized = snapshot(run.quantized)
+        generator, quantized = snapshot(run.synthesis.state), snapshot(run.quantized)
         run.run_step(step)
-        turns.append("G" * moved(run.generator, generator) + "Q" * moved(run.quantized, quantized))
-    # Step 1 starts with the calibration, which sets the grids of Q again.
-    assert turns[0] == "G"
-    assert turns[2:] == ["Q", "Q", "G", "Q", "Q", "G", "Q", "Q"]
+        turns.append("G" * moved(run.synthesis.state, generator) + "Q" * moved(run.quantized, quantized))
+    # The warm-up ends with the calibration, which sets the grids of Q.
+    assert turns == ["GQ", "G", "Q", "Q", "G", "Q", "Q", "G", "Q", "Q"]
 
 
 def test_the_learning_rate_falls_in_the_finish_alone() -> None:
@@ -69,7 +65,7 @@ def test_the_learning_rate_falls_in_the_finish_alone() -> None:
         rates.append(run.student_optimizer.param_groups[0]["lr"] / Recipe().step_size_lr)
     assert rates[2:5:2] == [1, 1]
     assert rates[6::2] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(1, 20, 2)])
-    assert {group["lr"] for group in run.generator_optimizer.param_groups} == {
+    assert {group["lr"] for group in run.synthesis.optimizer.param_groups} == {
         Recipe().equilibrium_rate * Recipe().generator_lr
     }
 
@@ -109,7 +105,7 @@ def test_quantized_network_comes_closer_to_the_float_one() -> None:
 
 def test_calibration_sets_every_grid_and_the_input_from_the_pixels() -> None:
     run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
-    run._calibrate()
+    run.calibrate()
     quantizers = {n: m for n, m in run.quantized.named_modules() if isinstance(m, ActivationQuantizer)}
     assert float(quantizers["activation_quantizers.images"].scale.detach()) == pytest.approx(4 / 255, rel=1e-5)
     assert not quantizers["activation_quantizers.relu"].zero_point.requires_grad
@@ -124,7 +120,7 @@ def test_weights_move_in_units_of_their_step_size() -> None:
     weight = run.quantized.get_parameter("layers.conv2d.weight")
     assert isinstance(quantizer, WeightQuantizer)
     unit, before = float(quantizer.scale.detach().mean()), weight.detach().clone()
-    run._calibrate()
+    run.calibrate()
     run._train_student(1.0)
     # Adam's first step has the size of the learning rate.
     assert float((weight - before).abs().max()) == pytest.approx(Recipe().weight_lr * unit, rel=0.01)

@@ -79,7 +79,7 @@ def test_the_view_gives_the_logits_and_the_errors_of_every_feature(network: type
     logits, features = with_outputs(quantized, names)(images)
     last = names[-1]
     before = {name: tensor.clone() for name, tensor in quantized.state_dict().items()}
-    found, errors, embedding = with_feature_errors(quantized, names, last)(images, *targets)
+    found, errors, (embedding,) = with_feature_errors(quantized, names, [last])(images, *targets)
     torch.testing.assert_close(found, logits)
     torch.testing.assert_close(embedding, features[-1])
     expected = [relative_error(feature, target) for feature, target in zip(features, targets, strict=True)]

@@ -96,7 +96,9 @@ def test_small_batches_foretell_what_the_full_one_holds(step: str) -> None:
     run = start_run(prepare(trained(Residual()), options), options, resolve_device("cpu"))
     memory = step_memory(run)
     with LiveTensors() as tensors:
-        loss, _ = run.generator_loss() if step == "generator" else run.student_loss(run.student_batch())
+        loss, _ = (
+            run.synthesis.loss(run.recipe, run.random) if step == "generator" else run.student_loss(run.student_batch())
+        )
         loss.backward()
         del loss
     images, each = {

@@ -44,9 +44,9 @@ class ConvolutionFormats(TorchDispatchMode):
 def test_both_steps_convolve_in_channels_last(network: type) -> None:
     options = make_options(bits="w4a4", input_shape=(3, 16, 16))
     run = start_run(prepare(trained(network()), options), options, resolve_device("cpu"))
-    run._calibrate()
+    run.calibrate()
     batch = run.student_batch()
-    for loss in (run.generator_loss, lambda: run.student_loss(batch)):
+    for loss in (lambda: run.synthesis.loss(run.recipe, run.random), lambda: run.student_loss(batch)):
         with ConvolutionFormats() as formats:
             loss()[0].backward()
         assert formats.seen >= 10
@@ -63,10 +63,10 @@ def test_gradients_lie_as_their_parameters_do(network: type) -> None:
     # Fused Adam walks through both in memory order, and does not look.
     options = make_options(bits="w4a4", input_shape=(3, 16, 16))
     run = start_run(prepare(trained(network()), options), options, resolve_device("cpu"))
-    run._calibrate()
-    run._train_generator(1.0)
+    run.calibrate()
+    run.warm_up(0.0)
     run._train_student(1.0)
-    for optimizer in (run.generator_optimizer, run.student_optimizer):
+    for optimizer in (run.synthesis.optimizer, run.student_optimizer):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         moved = [parameter for parameter in parameters if parameter.grad is not None]
         assert len(moved) > 4

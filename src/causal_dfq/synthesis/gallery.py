@@ -28,14 +28,15 @@ def sample_grid(
 
 def draw_grid(
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     path: Path,
 ) -> None:
     """Writes normalized images (R, S, C, H, W) as a picture: one row a content, one column a style.
 
-    Without a known normalization the values are stretched from their 1st to their 99th percentile.
+    Without labels (R,) the images are in no order. Without a known normalization the values are stretched from
+    their 1st to their 99th percentile.
     """
     pixels = images.float().cpu()
     if mean is not None and std is not None:
@@ -62,10 +63,11 @@ def draw_grid(
                 axes.imshow(picture.numpy()[..., :3])
             axes.set_xticks([])
             axes.set_yticks([])
-            if column == 0:
+            if labels is not None and column == 0:
                 label = f"class {int(labels[row])}"
                 axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-            if row == 0:
+            if labels is not None and row == 0:
                 axes.set_title(f"$s_{{{column + 1}}}$", fontsize=8)
-    figure.suptitle("synthetic images: one row a content, one column a style", fontsize=9)
+    order = "" if labels is None else ": one row a content, one column a style"
+    figure.suptitle(f"synthetic images{order}", fontsize=9)
     figure.savefig(path, dpi=110, bbox_inches="tight", format="png")

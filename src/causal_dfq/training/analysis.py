@@ -11,8 +11,8 @@ from causal_dfq.causal.analysis import content_accuracy, grad_cam, linear_cka, m
 from causal_dfq.causal.discrepancy import interventional_discrepancy, style_sensitivity
 from causal_dfq.causal.graph import CONTENT, IMAGE, style_interventions
 from causal_dfq.network.operations import input_name, weight_layer_nodes, with_outputs
-from causal_dfq.quantizer.placement import integer_tensors
 from causal_dfq.training.equilibrium import Equilibrium, Metrics
+from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.views import embedding
 
 STYLES = 4
@@ -34,15 +34,17 @@ def analyse(run: Equilibrium) -> Metrics:
     The draws come from the seed of the run alone: training goes on as if nothing had been measured, and every
     analysis of a run sees the same contents and styles. Names start with `PREFIX`.
     """
+    synthesis = run.synthesis
+    assert isinstance(synthesis, GeneratorTraining)
     random = torch.Generator().manual_seed(run.seed)
     contents = max(4, run.recipe.student_images // STYLES)
-    content = run.model.sample(CONTENT, contents, random)
-    intervened = style_interventions(run.model, content, STYLES, random)
+    content = synthesis.model.sample(CONTENT, contents, random)
+    intervened = style_interventions(synthesis.model, content, STYLES, random)
     with torch.no_grad(), run.views.autocast():
         images = intervened.sample(IMAGE, 0, random)
     labels = content.labels.repeat(STYLES)
     folded, quantized = run.views.folded, run.views.quantized
-    attended = attended_features(folded)
+    attended = run.views.attended
     p, q = (_look(run, network, attended, images, labels) for network in (folded, quantized))
     by_style_p, by_style_q = (sight.logits.unflatten(0, (STYLES, -1)) for sight in (p, q))
     found = {
@@ -56,16 +58,6 @@ def analyse(run: Equilibrium) -> Metrics:
     if p.attention is not None and q.attention is not None:
         found["attention_overlap"] = map_overlap(p.attention, q.attention)
     return {PREFIX + name: float(value) for name, value in found.items()}
-
-
-def attended_features(graph_module: fx.GraphModule) -> str | None:
-    """The last feature map with more than one place: the one that Grad-CAM looks at; None without one."""
-    last = None
-    for node in integer_tensors(graph_module.graph):
-        value = node.meta["val"]
-        if node.op != "placeholder" and value.ndim == 4 and value.shape[2] * value.shape[3] > 1:
-            last = node.name
-    return last
 
 
 def _look(run: Equilibrium, network: fx.GraphModule, attended: str | None, images: Tensor, labels: Tensor) -> _Sight:

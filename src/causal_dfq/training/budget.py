@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from causal_dfq.config import Effort
@@ -12,14 +13,16 @@ from causal_dfq.config import Effort
 class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
-    A warm-up step trains the generator once. A round, of the equilibrium or of the finish, trains the
-    generator once, then the quantized network `student_steps` times.
+    A warm-up step trains the generator once. A reconstruction step fits one unit of the quantized network, in
+    `reconstruction_iterations`; with 0 there is no reconstruction. A round, of the equilibrium or of the finish,
+    trains the generator once, then the quantized network `student_steps` times.
     """
 
     warmup_steps: int
     equilibrium_rounds: int
     finish_rounds: int
     student_steps: int = 6
+    reconstruction_iterations: int = 0
 
     @property
     def steps_per_round(self) -> int:
@@ -49,13 +52,13 @@ _MOST_CLASSES = 100
 _GROWTH = 0.36
 
 
-def budget_for(effort: Effort, classes: int) -> Budget:
+def budget_for(effort: Effort, classes: int, budgets: Mapping[Effort, Budget] = BUDGETS) -> Budget:
     """The budget of an effort for a network of so many classes.
 
-    `BUDGETS` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of
+    `budgets` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of
     both phases grow with their number to the power 0.36, up to a hundred classes; those of `fast` never do [ours].
     """
-    budget = BUDGETS[effort]
+    budget = budgets[effort]
     if effort == "fast":
         return budget
     growth = (min(max(classes, _CLASSES), _MOST_CLASSES) / _CLASSES) ** _GROWTH
@@ -71,8 +74,8 @@ class Recipe:
     """Batch sizes, loss weights and learning rates, the same for every network and effort.
 
     A batch of the quantized network holds `student_contents` under `styles` each, `hidden_contents` under
-    `styles` each that lie partly behind scenes, and `scenes` alone. A share `blended` of the contents lies
-    between two classes.
+    `styles` each that lie partly behind scenes, and `scenes` alone; the `reconstruction_images` are of the same
+    mix. A share `blended` of the contents lies between two classes.
 
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
@@ -83,6 +86,11 @@ class Recipe:
     student_contents: int = 18
     hidden_contents: int = 12
     scenes: int = 4
+    reconstruction_images: int = 1024
+    pool_images: int = 1024
+    pool_batch: int = 128
+    swing: int = 0
+    low_pass: float = 0.0
     styles: int = 2
     blended: float = 0.5
     generator_lr: float = 1e-2
@@ -102,6 +110,9 @@ class Recipe:
     discrepancy_weight: float = 0.1
     contrastive_weight: float = 0.02
     contrastive_tau: float = 0.1
+    label_weight: float = 0.0
+    label_confidence: float = 0.0
+    attention_weight: float = 0.0
 
     def shrunk(self, share: float) -> Recipe:
         """The recipe with a share of its batches, at least a few contents each; the mix stays as near as it can."""
@@ -110,8 +121,12 @@ class Recipe:
             # Twins halve a batch of the generator.
             generator_contents=max(4, 2 * round(share * self.generator_contents / 2)),
             student_contents=max(2, round(share * self.student_contents)),
-            hidden_contents=max(1, round(share * self.hidden_contents)),
-            scenes=max(1, round(share * self.scenes)),
+            # What a recipe leaves out stays out.
+            hidden_contents=min(self.hidden_contents, max(1, round(share * self.hidden_contents))),
+            scenes=min(self.scenes, max(1, round(share * self.scenes))),
+            reconstruction_images=max(64, round(share * self.reconstruction_images)),
+            pool_images=max(64, round(share * self.pool_images)),
+            pool_batch=max(16, round(share * self.pool_batch)),
         )
 
     @property
@@ -128,14 +143,17 @@ class Recipe:
 _FULL_AREA = 64 * 64
 
 
-def recipe_for(image_shape: tuple[int, int, int]) -> Recipe:
+CAUSAL_RECIPE = Recipe()
+
+
+def recipe_for(image_shape: tuple[int, int, int], full: Recipe = CAUSAL_RECIPE) -> Recipe:
     """The recipe for images (C, H, W).
 
-    `Recipe` holds the batches for images of up to 64x64 pixels. Larger ones have more places each, which
+    A recipe holds the batches for images of up to 64x64 pixels. Larger ones have more places each, which
     show statistics and rounding alike: batches shrink as the sides grow, their mix stays [ours].
     """
     _, height, width = image_shape
-    return Recipe().shrunk(min(1.0, math.sqrt(_FULL_AREA / (height * width))))
+    return full.shrunk(min(1.0, math.sqrt(_FULL_AREA / (height * width))))
 
 
 # Pixels that the quantized network sees in a run.

@@ -33,7 +33,7 @@ class Progress:
 
 def run_state(run: Equilibrium) -> dict[str, Tensor]:
     """Every tensor that the next step depends on, by name."""
-    state = {f"generator.{name}": tensor for name, tensor in run.generator.state_dict().items()}
+    state = {f"generator.{name}": tensor for name, tensor in run.synthesis.state.state_dict().items()}
     state |= {f"quantized.{name}": tensor for name, tensor in run.quantized.state_dict().items()}
     for prefix, optimizer in _optimizers(run).items():
         for index, parameter in enumerate(_parameters(optimizer)):
@@ -49,7 +49,7 @@ def run_state(run: Equilibrium) -> dict[str, Tensor]:
 @torch.no_grad()
 def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
     """Puts a run into a state that `run_state` gave."""
-    for prefix, module in (("generator.", run.generator), ("quantized.", run.quantized)):
+    for prefix, module in (("generator.", run.synthesis.state), ("quantized.", run.quantized)):
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         module.load_state_dict(own)
     run.restore_trainable_zero_points()
@@ -71,7 +71,7 @@ def _placed(value: Tensor, parameter: Tensor, key: str) -> Tensor:
 
 
 def _optimizers(run: Equilibrium) -> dict[str, torch.optim.Optimizer]:
-    return {"generator_optimizer": run.generator_optimizer, "student_optimizer": run.student_optimizer}
+    return {"generator_optimizer": run.synthesis.optimizer, "student_optimizer": run.student_optimizer}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

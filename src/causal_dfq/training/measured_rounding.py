@@ -160,8 +160,8 @@ class MeasuredQuantizer(nn.Module):
         )
 
 
-def with_feature_errors(quantized: fx.GraphModule, features: list[str], embedding: str) -> fx.GraphModule:
-    """A view of Q: images and a target for each named feature -> (logits, [error of each], value of `embedding`).
+def with_feature_errors(quantized: fx.GraphModule, features: list[str], seen: list[str]) -> fx.GraphModule:
+    """A view of Q: images and a target for each named feature -> (logits, [error of each], [value of each in `seen`]).
 
     Parameters and quantizers are shared with `quantized`.
     """
@@ -169,7 +169,7 @@ def with_feature_errors(quantized: fx.GraphModule, features: list[str], embeddin
     copies: dict[fx.Node, fx.Node] = {}
     logits = graph.graph_copy(quantized.graph, copies)
     by_name = {original.name: copy for original, copy in copies.items()}
-    embedded = by_name[embedding]
+    values = [by_name[name] for name in seen]
     view = fx.GraphModule(quantized, graph)
     view.add_module(_MEASURED, nn.Module())
     last_input = next(node for node in graph.nodes if node.op == "placeholder")
@@ -178,22 +178,26 @@ def with_feature_errors(quantized: fx.GraphModule, features: list[str], embeddin
         node = by_name[name]
         with graph.inserting_after(last_input):
             last_input = target = graph.placeholder(f"{name}_target")
-        call = next((user for user in node.users if _is_quantizer(user)), None)
-        if call is None:
+        call = rounding_of(node)
+        if call is node:
             with graph.inserting_after(node):
                 errors.append(graph.call_function(relative_error, (node, target)))
             continue
         measured = _measured(view, graph, node, call, target)
-        if embedded is call:
-            embedded = measured[0]
+        values = [measured[0] if value is call else value for value in values]
         errors.append(measured[1])
-    graph.output((logits, errors, embedded))
+    graph.output((logits, errors, values))
     graph.eliminate_dead_code()
     view.graph = graph
     view.delete_all_unused_submodules()
     view.recompile()
     view.train(quantized.training)
     return view
+
+
+def rounding_of(node: fx.Node) -> fx.Node:
+    """The call of the quantizer that reads a node; the node itself where none does."""
+    return next((user for user in node.users if _is_quantizer(user)), node)
 
 
 def _measured(

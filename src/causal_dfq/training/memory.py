@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from causal_dfq.errors import ConfigError
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.equilibrium import Equilibrium
+from causal_dfq.training.generator_training import GeneratorTraining
 
 # Python, torch and its compiler before any network is there.
 FRAMEWORK_BYTES = 1150 * 2**20
@@ -72,6 +73,8 @@ class LiveTensors(TorchDispatchMode):
 
 def step_memory(run: Equilibrium) -> StepMemory:
     """Measured on small batches: what both kinds of steps hold at most. The run is left as it was."""
+    synthesis = run.synthesis
+    assert isinstance(synthesis, GeneratorTraining)
     usual, random = run.recipe, run.random.get_state()
     recipes = [
         replace(usual, generator_contents=4 * n, student_contents=2 * n, hidden_contents=n, scenes=n) for n in (1, 2)
@@ -80,7 +83,10 @@ def step_memory(run: Equilibrium) -> StepMemory:
     for recipe in recipes:
         run.recipe = recipe
         peaks.append(
-            (_peak(run, lambda: run.generator_loss()), _peak(run, lambda: run.student_loss(run.student_batch())))
+            (
+                _peak(run, lambda: synthesis.loss(run.recipe, run.random)),
+                _peak(run, lambda: run.student_loss(run.student_batch())),
+            )
         )
     run.recipe = usual
     run.random.set_state(random)
@@ -103,7 +109,7 @@ def _peak(run: Equilibrium, loss: Callable[[], tuple[Tensor, object]]) -> int:
         value, _ = loss()
         value.backward()
         del value
-    for network in (run.generator, run.quantized):
+    for network in (run.synthesis.state, run.quantized):
         network.zero_grad(set_to_none=True)
     return tensors.peak
 
@@ -128,6 +134,6 @@ def fit_recipe(recipe: Recipe, memory: StepMemory, limit: int) -> Recipe:
         # Twins halve a batch of the generator.
         generator_contents=2 * int(generator_share * recipe.generator_contents / 2),
         student_contents=max(2, int(student_share * recipe.student_contents)),
-        hidden_contents=max(1, int(student_share * recipe.hidden_contents)),
+        hidden_contents=min(recipe.hidden_contents, max(1, int(student_share * recipe.hidden_contents))),
         scenes=int(student_share * recipe.scenes),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from causal_dfq.fusion import with_gradient_in_channels_last
 from causal_dfq.network.operations import (
@@ -19,11 +20,37 @@ from causal_dfq.network.operations import (
     weight_layer_nodes,
     with_outputs,
 )
+from causal_dfq.network.units import part_between
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
 from causal_dfq.quantizer.ranges import ObservedValues, affine_from_bounds, merge, observe
 from causal_dfq.synthesis.measured_norm import measured_norm, with_statistics
-from causal_dfq.training.measured_rounding import with_feature_errors
+from causal_dfq.synthesis.swing import with_swing
+from causal_dfq.training.measured_rounding import rounding_of, with_feature_errors
+
+
+@dataclass(frozen=True)
+class PretrainedView:
+    """P's logits (N, K), its penultimate embedding (N, D), and its values of every tensor that Q rounds."""
+
+    logits: Tensor
+    embedding: Tensor
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class QuantizedView:
+    """Q's logits (N, K), its penultimate embedding (N, D), and how far its features are from P's.
+
+    Args:
+        feature_error: the mean relative error of the features before they are rounded; 0 of none.
+        attended: the last feature map (N, C, h, w) with several places, rounded; None without one.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    feature_error: Tensor
+    attended: Tensor | None
 
 
 class NetworkViews:
@@ -37,11 +64,16 @@ class NetworkViews:
         self.captured, self.folded, self.quantized = captured, folded, quantized
         self.classes = class_count(captured)
         features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
-        penultimate = [input_name(weight_layer_nodes(folded.graph)[-1])]
-        quantized_penultimate = input_name(weight_layer_nodes(quantized.graph)[-1])
-        self._statistics = _for_training(with_statistics(captured))
-        self._pretrained = _for_training(with_outputs(folded, features + penultimate))
-        self._quantized = _for_training(with_feature_errors(quantized, features, quantized_penultimate))
+        self.attended = attended_feature(folded)
+        attended = [] if self.attended is None else [self.attended]
+        penultimate = input_name(weight_layer_nodes(folded.graph)[-1])
+        by_name = {node.name: node for node in quantized.graph.nodes}
+        of_quantized = [input_name(weight_layer_nodes(quantized.graph)[-1])]
+        of_quantized += [rounding_of(by_name[name]).name for name in attended]
+        self.statistics = _for_training(with_statistics(captured))
+        self._pretrained = _for_training(with_outputs(folded, [*features, penultimate]))
+        self._attending = with_outputs(folded, attended)
+        self._quantized = _for_training(with_feature_errors(quantized, features, of_quantized))
         self._quantized_alone = _for_training(with_outputs(quantized, []))
         self._device = torch.device("cpu")
         self._uses_bfloat16 = has_bfloat16_arithmetic()
@@ -53,8 +85,9 @@ class NetworkViews:
             self.captured,
             self.folded,
             self.quantized,
-            self._statistics,
+            self.statistics,
             self._pretrained,
+            self._attending,
             self._quantized,
             self._quantized_alone,
         ):
@@ -66,29 +99,50 @@ class NetworkViews:
         """bfloat16 autocast where the machine computes in it."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._uses_bfloat16)
 
+    def swung_statistics(self, random: torch.Generator) -> fx.GraphModule:
+        """`statistics` with swings before the strided convolutions, for `statistics_through`."""
+        return _for_training(with_swing(with_statistics(self.captured), random))
+
     def statistics_view(self, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
         """P: logits (N, K) in float32, mean and variance of each BatchNorm's input, the input of the middle one."""
+        return self.statistics_through(self.statistics, images)
+
+    def statistics_through(
+        self, view: fx.GraphModule, images: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+        """`statistics_view` by a view made of `statistics`."""
         with self.autocast():
-            logits, statistics, middle = self._statistics(images.contiguous(memory_format=torch.channels_last))
+            logits, statistics, middle = view(images.contiguous(memory_format=torch.channels_last))
         # Losses see it in rows; its gradient meets others in P, which lie in channels_last.
         return logits.float(), statistics, with_gradient_in_channels_last(middle) if middle.ndim == 4 else middle
 
-    def pretrained_view(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """P: logits (N, K), features of the quantized tensors, penultimate embedding (N, D)."""
+    def pretrained_view(self, images: Tensor) -> PretrainedView:
+        """P on images (N, C, H, W)."""
         logits, values = self._call(self._pretrained, images)
-        return logits, values[:-1], embedding(values[-1])
+        return PretrainedView(logits, embedding(values[-1]), values[:-1])
 
-    def quantized_view(self, images: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Q: logits (N, K), the mean relative error of its features (0 of none), penultimate embedding (N, D).
-
-        Features are the tensors of `pretrained_view` before they are rounded; `targets` are P's.
-        """
+    def quantized_view(self, images: Tensor, targets: list[Tensor]) -> QuantizedView:
+        """Q on images (N, C, H, W); `targets` are the features of P's view."""
         with self.autocast():
-            logits, errors, penultimate = self._quantized(
+            logits, errors, (penultimate, *attended) = self._quantized(
                 images.contiguous(memory_format=torch.channels_last), *targets
             )
         error = torch.stack(errors).mean() if errors else logits.new_zeros(())
-        return logits.float(), error, embedding(penultimate)
+        return QuantizedView(logits.float(), embedding(penultimate), error, attended[0] if attended else None)
+
+    def class_importance(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+        """P's last feature map (N, C, h, w), and the mean over places (N, C, 1, 1) of the class logit's gradient there.
+
+        None where no feature map has several places. Source: Selvaraju et al., "Grad-CAM" (ICCV 2017), eq. 1.
+        """
+        if self.attended is None:
+            return None
+        with self.autocast(), torch.enable_grad():
+            # The way to the feature map has a gradient although P's parameters are constants.
+            logits, (features,) = self._attending(images.detach().requires_grad_())
+            chosen = logits.float().gather(1, labels[:, None]).sum()
+            (gradient,) = torch.autograd.grad(chosen, features)
+        return features.detach(), gradient.float().mean((2, 3), keepdim=True)
 
     def pretrained_logits(self, images: Tensor) -> Tensor:
         """P's logits (N, K)."""
@@ -97,6 +151,17 @@ class NetworkViews:
     def quantized_logits(self, images: Tensor) -> Tensor:
         """Q's logits (N, K)."""
         return self._call(self._quantized_alone, images)[0]
+
+    def part(self, network: fx.GraphModule, source: str, result: str) -> fx.GraphModule:
+        """A part of P or Q, from one tensor to another, as training runs it; see `through`."""
+        return _for_training(part_between(network, source, result))
+
+    def through(self, part: nn.Module, values: Tensor) -> Tensor:
+        """What a part makes of values (N, ...), in the type that training computes in."""
+        with self.autocast():
+            is_map = values.ndim == 4
+            result: Tensor = part(values.contiguous(memory_format=torch.channels_last) if is_map else values)
+        return result
 
     def _call(self, view: fx.GraphModule, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.autocast():
@@ -128,6 +193,16 @@ class NetworkViews:
                 quantizer.set_range(*affine_from_bounds(low, high, quantizer.bits))
             else:
                 quantizer.calibrate(merge([seen for source in sources for seen in observed[source]]))
+
+
+def attended_feature(folded: fx.GraphModule) -> str | None:
+    """The last feature map with more than one place, which Grad-CAM looks at; None without one."""
+    last = None
+    for node in integer_tensors(folded.graph):
+        value = node.meta["val"]
+        if node.op != "placeholder" and value.ndim == 4 and value.shape[2] * value.shape[3] > 1:
+            last = node.name
+    return last
 
 
 def embedding(features: Tensor) -> Tensor:

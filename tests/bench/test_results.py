@@ -1,0 +1,86 @@
+"""The accuracy bench's summary and page, from made-up runs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import accuracy
+from bench.write_results import draw_against_bits, draw_against_time, goals_section, methods_section
+
+
+def run(seed: int, drop: float, method: str = "causal", effort: str = "best", row: int = 0) -> dict[str, Any]:
+    of = accuracy.ROWS[row]
+    return {
+        "network": of.network,
+        "protocol": of.protocol,
+        "bits": of.bits,
+        "method": method,
+        "effort": effort,
+        "seed": seed,
+        "seconds": 600.0,
+        "peak_memory_gb": 1.0,
+        "top1": 91.62 - drop,
+        "float_top1": 91.62,
+        "drop": drop,
+        "drop_standard_error": 0.3,
+        "images": 5000,
+        "commit": "abc",
+    }
+
+
+RUNS = [run(1, 1.0), run(0, 0.5), run(0, 2.0, "genie"), run(0, 3.0, row=1)]
+
+
+def test_seeds_are_averaged_and_methods_kept_apart() -> None:
+    entries = accuracy.summarize(RUNS)
+    first = entries[0]
+    assert first["seeds"] == [0, 1]
+    assert first["drop"] == pytest.approx(0.75)
+    assert first["drop_spread"] == pytest.approx(math.sqrt(0.125))
+    assert [entry["method"] for entry in entries] == ["causal", "genie", "causal"]
+    assert entries[1]["drop_spread"] is None
+
+
+def test_sets_are_weighed_by_their_images() -> None:
+    both = accuracy.combined(
+        [
+            {
+                "images": 300,
+                "top1": 60.0,
+                "float_top1": 62.0,
+                "drop": 2.0,
+                "agreement": 90.0,
+                "drop_standard_error": 0.4,
+            },
+            {
+                "images": 100,
+                "top1": 80.0,
+                "float_top1": 86.0,
+                "drop": 6.0,
+                "agreement": 70.0,
+                "drop_standard_error": 0.8,
+            },
+        ]
+    )
+    assert both["drop"] == pytest.approx(3.0)
+    assert both["top1"] == pytest.approx(65.0)
+    assert both["drop_standard_error"] == pytest.approx(math.hypot(0.3, 0.2))
+
+
+def test_the_page_tells_drop_goal_and_what_was_not_measured() -> None:
+    entries = accuracy.summarize(RUNS)
+    goals = goals_section(entries)
+    assert "| 91.62 | 90.87 | 0.75 ± 0.35 | 0.9 | 1.13 (SynQ) | 0, 1 | 10 min |" in goals
+    assert goals.count("not measured") == len(accuracy.ROWS) - 2
+    methods = methods_section(entries)
+    assert "| causal, best | genie, best |" in methods
+    assert "0.75 ± 0.35 (10.0 min) | 2.00 (10.0 min) |" in methods
+
+
+def test_plots_are_written(tmp_path: Path) -> None:
+    entries = accuracy.summarize(RUNS)
+    draw_against_time(entries, tmp_path / "time.png")
+    draw_against_bits(entries, tmp_path / "bits.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"time.png", "bits.png"}
