@@ -10,7 +10,6 @@ its own.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import resource
 import statistics
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.environment import ROOT, describe, is_same_package
+from bench.networks import load_subject
 from causal_dfq.files import write_text
 
 RESULTS = ROOT / "bench" / "results" / "main_job.json"
@@ -53,24 +53,6 @@ CASES = (
 )
 
 
-def load_case(case: Case, shared: Path) -> tuple[Any, tuple[int, int, int], Any, Any]:
-    """(network, input shape, mean, std) of a row: bundled, or a checkpoint of the shared folder."""
-    from causal_dfq.network.load import load_network
-    from causal_dfq.zoo.bundled import BUNDLED
-
-    if case.network in BUNDLED:
-        loaded = load_network(case.network)
-        assert loaded.input_shape is not None
-        return loaded.network, loaded.input_shape, loaded.mean, loaded.std
-    spec = importlib.util.spec_from_file_location("nets", shared / "checkpoints" / "nets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    nets = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nets)
-    network, (mean, std), _ = nets.load(case.network)
-    return network, (3, 32, 32), mean, std
-
-
 def run_case(case: Case, seed: int, shared: Path) -> dict[str, Any]:
     """Quantizes and evaluates; the time runs from the network in memory to the finished network."""
     import torch
@@ -79,23 +61,23 @@ def run_case(case: Case, seed: int, shared: Path) -> dict[str, Any]:
     from causal_dfq.data.labelled import Preprocessing, open_labelled
     from causal_dfq.evaluation import evaluate_pair
 
-    network, shape, mean, std = load_case(case, shared)
+    subject = load_subject(case.network, shared)
     started = time.monotonic()
     quantized = causal_dfq.quantize(
-        network,
+        subject.network,
         case.bits,
-        shape,
+        subject.input_shape,
         protocol=case.protocol,
         effort=case.effort,
-        mean=mean,
-        std=std,
+        mean=subject.mean,
+        std=subject.std,
         seed=seed,
         device="cpu",
     )
     seconds = time.monotonic() - started
     # Linux counts kilobytes.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    images = open_labelled(shared / "data" / case.data, Preprocessing(shape, mean, std))
+    images = open_labelled(shared / "data" / case.data, Preprocessing(subject.input_shape, subject.mean, subject.std))
     evaluation = evaluate_pair(quantized, quantized.reference, images, torch.device("cpu"))
     return {
         **asdict(case),

@@ -38,8 +38,16 @@ def grad_cam(features: Tensor, gradient: Tensor) -> Tensor:
     relu(sum_c a_c F_c) with a_c the mean over places of the gradient of the class's logit with respect to F_c.
     Source: Selvaraju et al., "Grad-CAM" (ICCV 2017), eq. 1 and 2.
     """
-    importance = gradient.float().mean((2, 3), keepdim=True)
-    return (importance * features.float()).sum(1).clamp_min(0)
+    return activation_map(features, gradient.float().mean((2, 3), keepdim=True))
+
+
+def activation_map(features: Tensor, importance: Tensor) -> Tensor:
+    """relu(sum_c a_c F_c), (N, H, W), of features (N, C, H, W) and the importance (N, C, 1, 1) of each channel.
+
+    Source: Selvaraju et al., "Grad-CAM" (ICCV 2017), eq. 2.
+    """
+    # relu has no gradient at 0, where a map is empty; a clamp would have one.
+    return (importance * features.float()).sum(1).relu()
 
 
 def map_overlap(reference: Tensor, other: Tensor) -> Tensor:

@@ -63,11 +63,5 @@ def analyse(run: Equilibrium) -> Metrics:
 def _look(run: Equilibrium, network: fx.GraphModule, attended: str | None, images: Tensor, labels: Tensor) -> _Sight:
     penultimate = input_name(weight_layer_nodes(network.graph)[-1])
     view = with_outputs(network, [penultimate] if attended is None else [penultimate, attended])
-    with run.views.autocast(), torch.enable_grad():
-        # The way to the feature map has a gradient although P's parameters are constants.
-        logits, (last, *maps) = view(images.detach().requires_grad_())
-    if not maps:
-        return _Sight(logits.detach().float(), embedding(last.detach()), None)
-    chosen = logits.float().gather(1, labels[:, None]).sum()
-    (gradient,) = torch.autograd.grad(chosen, maps[0])
-    return _Sight(logits.detach().float(), embedding(last.detach()), grad_cam(maps[0].detach(), gradient))
+    logits, (last, *maps), gradient = run.views.class_gradient(view, images, labels)
+    return _Sight(logits, embedding(last), grad_cam(maps[0], gradient) if maps else None)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from causal_dfq.causal.analysis import activation_map
 from causal_dfq.causal.discrepancy import (
     contrastive_discrepancy,
     interventional_discrepancy,
@@ -105,6 +106,6 @@ def attention_loss(features: Tensor, importance: Tensor, attended: Tensor) -> Te
     importance. Source: alignment of class activation maps after SynQ (ICLR 2025); P's importance for both, so that
     no second derivative is needed [ours].
     """
-    maps = [(importance * values.float()).sum(1).relu().flatten(1) for values in (features, attended)]
+    maps = [activation_map(values, importance).flatten(1) for values in (features, attended)]
     a, b = (functional.normalize(each, dim=1) for each in maps)
     return (a - b).square().sum(1).mean()

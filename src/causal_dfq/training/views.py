@@ -137,12 +137,19 @@ class NetworkViews:
         """
         if self.attended is None:
             return None
+        _, (features,), gradient = self.class_gradient(self._attending, images, labels)
+        return features, gradient.float().mean((2, 3), keepdim=True)
+
+    def class_gradient(
+        self, view: fx.GraphModule, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """A view's logits (N, K) and values, and the gradient of the logits of labels (N,) in its last value."""
         with self.autocast(), torch.enable_grad():
-            # The way to the feature map has a gradient although P's parameters are constants.
-            logits, (features,) = self._attending(images.detach().requires_grad_())
+            # The way to a value has a gradient although P's parameters are constants.
+            logits, values = view(images.detach().requires_grad_())
             chosen = logits.float().gather(1, labels[:, None]).sum()
-            (gradient,) = torch.autograd.grad(chosen, features)
-        return features.detach(), gradient.float().mean((2, 3), keepdim=True)
+            (gradient,) = torch.autograd.grad(chosen, values[-1])
+        return logits.detach().float(), [value.detach() for value in values], gradient
 
     def pretrained_logits(self, images: Tensor) -> Tensor:
         """P's logits (N, K)."""
