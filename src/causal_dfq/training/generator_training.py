@@ -15,6 +15,7 @@ from causal_dfq.causal.graph import (
     image_model,
     style_interventions,
 )
+from causal_dfq.synthesis.class_codes import class_codes, classifier_rows
 from causal_dfq.synthesis.generator import (
     STYLE_SIZE,
     VARIATION_SIZE,
@@ -52,6 +53,10 @@ class GeneratorTraining:
         with torch.random.fork_rng(devices=[]):
             self.generator = ContentStyleGenerator(views.classes, image_shape, pixel_bounds)
         initialize(self.generator, random)
+        rows = classifier_rows(views.folded)
+        if rows is not None:
+            with torch.no_grad():
+                self.generator.embedding.weight.copy_(class_codes(rows, VARIATION_SIZE, random))
         self.generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.generator.parameters(), betas=(0.5, 0.99), fused=True)
         self.statistics = [
