@@ -2,7 +2,8 @@
 
     python -m bench.accuracy [--only resnet20] [--methods causal,genie] [--efforts best] [--seeds 0,1,2]
 
-The method `real` is the upper reference: the causal recipe's training on real training images (`--real-images`).
+The method `real` is the upper reference: the causal recipe's training on real training images (`--real-images`);
+`causal-without-discrepancy` is the causal recipe less its causal losses.
 
 Writes bench/results/accuracy.json after every run. A stopped bench goes on from there: runs that the file holds
 are kept, each with the commit that it was measured on; `--again` measures those of other packages anew. The last
@@ -26,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.ablation import WITHOUT_DISCREPANCY, quantize_without_discrepancy
 from bench.environment import ROOT, describe, is_same_package
 from bench.networks import EFFICIENTNET_LITE, load_subject
 from causal_dfq.files import write_text
@@ -76,6 +78,8 @@ def run_once(row: Row, method: str, effort: str, seed: int, shared: Path, real_i
     if method == REAL:
         assert real_images is not None
         quantized = quantize_on_real_images(subject, row.bits, row.protocol, effort, seed, real_images)
+    elif method == WITHOUT_DISCREPANCY:
+        quantized = quantize_without_discrepancy(subject, row.bits, row.protocol, effort, seed)
     else:
         quantized = causal_dfq.quantize(
             subject.network,

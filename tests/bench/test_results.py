@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from bench import accuracy
-from bench.write_results import draw_against_bits, draw_against_time, goals_section, methods_section
+from bench.ablation import WITHOUT_DISCREPANCY, paired_difference
+from bench.write_results import (
+    causal_section,
+    draw_against_bits,
+    draw_against_time,
+    goals_section,
+    methods_section,
+)
 
 
 def run(seed: int, drop: float, method: str = "causal", effort: str = "best", row: int = 0) -> dict[str, Any]:
@@ -84,3 +91,21 @@ def test_plots_are_written(tmp_path: Path) -> None:
     draw_against_time(entries, tmp_path / "time.png")
     draw_against_bits(entries, tmp_path / "bits.png")
     assert {path.name for path in tmp_path.iterdir()} == {"time.png", "bits.png"}
+
+
+def test_a_paired_test_counts_the_swaps_that_go_as_far() -> None:
+    found = paired_difference([2.0, 4.0, 3.0], [1.0, 1.0, 4.0])
+    assert (found.mean, found.pairs) == (pytest.approx(1.0), 3)
+    assert found.spread == pytest.approx(2.0)
+    # Sums of +-1 +-3 +-1: as far from 0 as 3 are +-5 and, twice each, +-3.
+    assert found.p == pytest.approx(6 / 8)
+    one_sided = paired_difference([1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 5)
+    assert one_sided.p == pytest.approx(2 / 32)
+
+
+def test_the_causal_section_pairs_runs_by_seed_and_wants_five() -> None:
+    pairs = [run(seed, 1.0 + seed, effort="fast") for seed in range(5)]
+    pairs += [run(seed, 1.5 + 1.2 * seed, WITHOUT_DISCREPANCY, "fast") for seed in range(5)]
+    found = causal_section([*pairs, run(9, 50.0, effort="fast")]).splitlines()[-1]
+    assert "| fast | 3.90 | 3.00 | 0.90 ± 0.32 | 5 | 0.062 |" in found
+    assert causal_section(pairs[:9]).splitlines()[-1].startswith("|---")
