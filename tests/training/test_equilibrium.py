@@ -85,6 +85,7 @@ def test_budget_grows_with_the_classes_up_to_a_hundred() -> None:
     for name in ("warmup_steps", "student_steps"):
         assert getattr(many, name) == getattr(few, name)
     assert budget_for("balanced", 1000) == budget_for("balanced", 100)
+    assert budget_for("best", 100) == BUDGETS["best"]
 
 
 def test_generator_comes_to_show_the_class_and_the_statistics() -> None:

@@ -43,7 +43,7 @@ class Budget:
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(warmup_steps=60, equilibrium_rounds=3, finish_rounds=5),
     "balanced": Budget(warmup_steps=160, equilibrium_rounds=45, finish_rounds=140),
-    "best": Budget(warmup_steps=400, equilibrium_rounds=300, finish_rounds=700),
+    "best": Budget(warmup_steps=400, equilibrium_rounds=200, finish_rounds=700),
 }
 
 
@@ -55,11 +55,12 @@ _GROWTH = 0.36
 def budget_for(effort: Effort, classes: int, budgets: Mapping[Effort, Budget] = BUDGETS) -> Budget:
     """The budget of an effort for a network of so many classes.
 
-    `budgets` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of
-    both phases grow with their number to the power 0.36, up to a hundred classes; those of `fast` never do [ours].
+    `budgets` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of both
+    phases of `balanced` grow with their number to the power 0.36, up to a hundred classes. `fast` is to be fast
+    whatever the network, and `best` has rounds enough for all [ours].
     """
     budget = budgets[effort]
-    if effort == "fast":
+    if effort != "balanced":
         return budget
     growth = (min(max(classes, _CLASSES), _MOST_CLASSES) / _CLASSES) ** _GROWTH
     return replace(
