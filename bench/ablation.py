@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bench.changed_run import quantize_changed
 from bench.networks import Subject
-from causal_dfq.config import make_options
-from causal_dfq.pipeline import finish, prepare, resolve_device, start_run, train
 from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.training.equilibrium import Equilibrium
 
 WITHOUT_DISCREPANCY = "causal-without-discrepancy"
 
@@ -21,23 +20,11 @@ def quantize_without_discrepancy(
     subject: Subject, bits: str, protocol: str, effort: str, seed: int
 ) -> QuantizedNetwork:
     """`causal_dfq.quantize` on the same contents and styles, the discrepancy and the contrastive loss left out."""
-    options = make_options(
-        bits=bits,
-        protocol=protocol,
-        effort=effort,
-        input_shape=subject.input_shape,
-        mean=subject.mean,
-        std=subject.std,
-        seed=seed,
-    )
-    started = time.monotonic()
-    prepared = prepare(subject.network, options)
-    run = start_run(prepared, options, resolve_device("cpu"))
-    run.recipe = replace(run.recipe, discrepancy_weight=0.0, contrastive_weight=0.0)
-    metrics: dict[str, float] = {}
-    for report in train(run):
-        metrics |= report.metrics
-    return finish(prepared, run, options, metrics, time.monotonic() - started)
+
+    def change(run: Equilibrium) -> None:
+        run.recipe = replace(run.recipe, discrepancy_weight=0.0, contrastive_weight=0.0)
+
+    return quantize_changed(subject, bits, protocol, effort, seed, change)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ step is reported, never the best; the images reach nothing but the final evaluat
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.ablation import WITHOUT_DISCREPANCY, quantize_without_discrepancy
-from bench.environment import ROOT, describe, is_same_package
-from bench.networks import EFFICIENTNET_LITE, load_subject
+from bench.environment import ROOT, describe, is_same_package, peak_memory_gb
+from bench.networks import EFFICIENTNET_LITE, evaluate_on_sets, load_subject
 from causal_dfq.files import write_text
 
 RESULTS = ROOT / "bench" / "results" / "accuracy.json"
@@ -66,12 +65,8 @@ _KEY = ("network", "protocol", "bits", "method", "effort", "seed")
 
 def run_once(row: Row, method: str, effort: str, seed: int, shared: Path, real_images: Path | None) -> dict[str, Any]:
     """Quantizes and evaluates; the time runs from the network in memory to the finished network."""
-    import torch
-
     import causal_dfq
     from bench.real import quantize_on_real_images
-    from causal_dfq.data.labelled import Preprocessing, open_labelled
-    from causal_dfq.evaluation import evaluate_pair
 
     subject = load_subject(row.network, shared)
     started = time.monotonic()
@@ -94,14 +89,8 @@ def run_once(row: Row, method: str, effort: str, seed: int, shared: Path, real_i
             device="cpu",
         )
     seconds = time.monotonic() - started
-    # Linux counts kilobytes.
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    preprocessing = Preprocessing(subject.input_shape, subject.mean, subject.std)
-    evaluations = {}
-    for name in subject.sets:
-        images = open_labelled(shared / "data" / name, preprocessing)
-        evaluation = evaluate_pair(quantized, quantized.reference, images, torch.device("cpu"))
-        evaluations[name] = evaluation.as_dict()
+    memory = peak_memory_gb()
+    evaluations = evaluate_on_sets(quantized, subject, shared)
     return {
         "network": row.network,
         "protocol": row.protocol,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,12 @@ def is_same_package(results: dict[str, Any]) -> bool:
         and results["machine"] == here["machine"]
         and _git("rev-parse", f"{commit}:src") == _git("rev-parse", "HEAD:src")
     )
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process held, in GB."""
+    # Linux counts kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _module() -> str:

@@ -11,7 +11,6 @@ its own.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,8 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import ROOT, describe, is_same_package
-from bench.networks import load_subject
+from bench.environment import ROOT, describe, is_same_package, peak_memory_gb
+from bench.networks import evaluate_on_sets, load_subject
 from causal_dfq.files import write_text
 
 RESULTS = ROOT / "bench" / "results" / "main_job.json"
@@ -58,8 +57,6 @@ def run_case(case: Case, seed: int, shared: Path) -> dict[str, Any]:
     import torch
 
     import causal_dfq
-    from causal_dfq.data.labelled import Preprocessing, open_labelled
-    from causal_dfq.evaluation import evaluate_pair
 
     subject = load_subject(case.network, shared)
     started = time.monotonic()
@@ -75,10 +72,8 @@ def run_case(case: Case, seed: int, shared: Path) -> dict[str, Any]:
         device="cpu",
     )
     seconds = time.monotonic() - started
-    # Linux counts kilobytes.
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    images = open_labelled(shared / "data" / case.data, Preprocessing(subject.input_shape, subject.mean, subject.std))
-    evaluation = evaluate_pair(quantized, quantized.reference, images, torch.device("cpu"))
+    memory = peak_memory_gb()
+    evaluation = evaluate_on_sets(quantized, subject, shared)[case.data]
     return {
         **asdict(case),
         "seed": seed,
@@ -86,7 +81,7 @@ def run_case(case: Case, seed: int, shared: Path) -> dict[str, Any]:
         "peak_memory_gb": memory,
         "threads": torch.get_num_threads(),
         "last_metrics": quantized.record.last_metrics,
-        "evaluation": evaluation.as_dict(),
+        "evaluation": evaluation,
     }
 
 

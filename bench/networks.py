@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from causal_dfq.data.labelled import Preprocessing, open_labelled
+from causal_dfq.evaluation import evaluate_pair
 from causal_dfq.network.load import load_network
+from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.zoo.bundled import BUNDLED
 
 EFFICIENTNET_LITE = "efficientnet-lite0"
@@ -55,6 +58,16 @@ def load_subject(name: str, shared: Path) -> Subject:
     network, (mean, std), data = nets.load(name)
     side = 224 if data == "imagenet" else 32
     return Subject(network, (3, side, side), tuple(map(float, mean)), tuple(map(float, std)), _SETS[data])
+
+
+def evaluate_on_sets(quantized: QuantizedNetwork, subject: Subject, shared: Path) -> dict[str, dict[str, float | int]]:
+    """The quantized network beside its float32 parent on each of the subject's labelled sets, by its name."""
+    preprocessing = Preprocessing(subject.input_shape, subject.mean, subject.std)
+    found = {}
+    for name in subject.sets:
+        images = open_labelled(shared / "data" / name, preprocessing)
+        found[name] = evaluate_pair(quantized, quantized.reference, images, torch.device("cpu")).as_dict()
+    return found
 
 
 def _efficientnet_lite() -> Subject:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.changed_run import quantize_changed
 from bench.networks import Subject
-from causal_dfq.config import make_options
-from causal_dfq.pipeline import finish, prepare, resolve_device, start_run, train
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.budget import Recipe
+from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.student_loss import StudentImages
 from causal_dfq.zoo.training_data import read_cifar10_sprites
 
@@ -59,20 +58,8 @@ def quantize_on_real_images(
     subject: Subject, bits: str, protocol: str, effort: str, seed: int, folder: Path
 ) -> QuantizedNetwork:
     """`causal_dfq.quantize` with real images; the causal losses, which need interventions, are left out."""
-    options = make_options(
-        bits=bits,
-        protocol=protocol,
-        effort=effort,
-        input_shape=subject.input_shape,
-        mean=subject.mean,
-        std=subject.std,
-        seed=seed,
-    )
-    started = time.monotonic()
-    prepared = prepare(subject.network, options)
-    run = start_run(prepared, options, resolve_device("cpu"))
-    run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
-    metrics: dict[str, float] = {}
-    for report in train(run):
-        metrics |= report.metrics
-    return finish(prepared, run, options, metrics, time.monotonic() - started)
+
+    def change(run: Equilibrium) -> None:
+        run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
+
+    return quantize_changed(subject, bits, protocol, effort, seed, change)

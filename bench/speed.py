@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import peer
-from bench.environment import ROOT, describe, is_same_package
+from bench.environment import ROOT, describe, is_same_package, peak_memory_gb
 from bench.timing import Timing, interleave, paired_ratio
 from causal_dfq.allocator import keep_freed_memory
 from causal_dfq.causal.graph import CONTENT, STYLE
@@ -284,7 +283,7 @@ def measure_run(subject: Subject, bits: str, effort: str) -> dict[str, Any]:
     causal_dfq.quantize(network, bits, shape, effort=effort, mean=mean, std=std, device="cpu")  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     # Linux counts kilobytes.
-    return {"seconds": seconds, "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"seconds": seconds, "peak_memory_gb": peak_memory_gb()}
 
 
 RUNS = (
