@@ -9,7 +9,7 @@ from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import fold_batch_norm
 from causal_dfq.network.operations import weight_layer_nodes
 from causal_dfq.network.units import part_between
-from causal_dfq.training.reconstruction import reconstruction_units
+from causal_dfq.training.unit_walk import reconstruction_units
 from tests.networks import ALL, Residual, trained
 
 

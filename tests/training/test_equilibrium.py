@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import fx
 
-from causal_dfq.config import make_options
+from causal_dfq.config import Protocol, make_options
 from causal_dfq.pipeline import prepare, resolve_device
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.training import equilibrium
@@ -17,13 +17,17 @@ from causal_dfq.training.views import NetworkViews
 from tests.networks import Residual, trained
 
 BOUNDS = ((-2.0,) * 3, (2.0,) * 3)
+# Warm-up, equilibrium and finish alone.
+ALTERNATION = Recipe(rounding_images=0)
 
 
-def started(budget: Budget, bits: str = "w4a4", recipe: Recipe | None = None) -> Equilibrium:
-    options = make_options(bits=bits, input_shape=(3, 8, 8))
+def started(
+    budget: Budget, bits: str = "w4a4", recipe: Recipe | None = None, protocol: Protocol = "deploy"
+) -> Equilibrium:
+    options = make_options(bits=bits, input_shape=(3, 8, 8), protocol=protocol)
     prepared = prepare(trained(Residual()), options)
     views = NetworkViews(prepared.captured, prepared.folded, prepared.quantized)
-    return Equilibrium(views, (3, 8, 8), BOUNDS, budget, recipe or Recipe(), 0, resolve_device("cpu"))
+    return Equilibrium(views, (3, 8, 8), BOUNDS, budget, recipe or ALTERNATION, 0, resolve_device("cpu"))
 
 
 def snapshot(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -10,7 +10,8 @@ from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.training.budget import Budget
 from causal_dfq.training.equilibrium import RECONSTRUCTION, Equilibrium
-from causal_dfq.training.reconstruction import Reconstruction, Schedule, mixed, reconstruction_units
+from causal_dfq.training.reconstruction import Schedule, mixed, reconstruction
+from causal_dfq.training.unit_walk import reconstruction_units
 from tests.training.test_equilibrium import snapshot, started
 
 SMALL = Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1, reconstruction_iterations=60)
@@ -26,8 +27,8 @@ def calibrated(bits: str = "w3a4") -> tuple[Equilibrium, torch.Tensor]:
 
 def test_each_unit_comes_nearer_to_its_target() -> None:
     run, images = calibrated()
-    reconstruction = Reconstruction(run.views, images, Schedule(300, dropped=0.0), 0)
-    fits = [reconstruction.fit_next() for _ in reconstruction.units]
+    walk = reconstruction(run.views, images, Schedule(300, dropped=0.0), 0)
+    fits = [walk.fit_next() for _ in walk.units]
     # The last unit may have little to gain; the first sees nothing but its own rounding.
     assert fits[0].after < 0.9 * fits[0].before
     assert all(fit.after < 1.05 * fit.before for fit in fits)
@@ -38,9 +39,9 @@ def test_weights_end_on_their_grids_and_every_layer_is_fitted() -> None:
     before = {
         name: layer.weight.detach().clone() for name, layer in run.quantized.get_submodule(LAYERS).named_children()
     }
-    reconstruction = Reconstruction(run.views, images, Schedule(20), 0)
-    for _ in reconstruction.units:
-        reconstruction.fit_next()
+    walk = reconstruction(run.views, images, Schedule(20), 0)
+    for _ in walk.units:
+        walk.fit_next()
     for name, layer in run.quantized.get_submodule(LAYERS).named_children():
         quantizer = run.quantized.get_submodule(f"{WEIGHT_QUANTIZERS}.{name}")
         assert isinstance(quantizer, WeightQuantizer)
@@ -54,24 +55,24 @@ def test_the_same_seed_gives_the_same_bits_and_skipping_meets_the_same_values() 
     for is_resumed in (False, True):
         run, images = calibrated()
         schedule = Schedule(10)
-        reconstruction = Reconstruction(run.views, images, schedule, 0)
-        reconstruction.fit_next()
+        walk = reconstruction(run.views, images, schedule, 0)
+        walk.fit_next()
         if is_resumed:
-            reconstruction = Reconstruction(run.views, images, schedule, 0)
-            reconstruction.skip_to(1)
-        while reconstruction._done < len(reconstruction.units):
-            reconstruction.fit_next()
+            walk = reconstruction(run.views, images, schedule, 0)
+            walk.skip_to(1)
+        while walk.done < len(walk.units):
+            walk.fit_next()
         weights.append(snapshot(run.quantized))
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
 
 
 def test_it_is_a_phase_of_a_run_with_a_step_for_each_unit() -> None:
     run = started(SMALL)
+    run.recipe = replace(run.recipe, rounding_images=0, reconstruction_images=64)
     units = reconstruction_units(run.views.folded)
     names = [run.phase(step).name for step in range(run.total_steps)]
     assert names[1 : 1 + len(units)] == [RECONSTRUCTION] * len(units)
     assert RECONSTRUCTION not in names[1 + len(units) :]
-    run.recipe = replace(run.recipe, reconstruction_images=64)
     generator = None
     for step in range(1 + len(units)):
         metrics = run.run_step(step)
@@ -99,6 +100,6 @@ def test_nothing_drives_the_rounding_at_first_then_ever_more_sharply() -> None:
 def test_step_sizes_of_activations_are_learned_too() -> None:
     run, images = calibrated()
     before = [m.log_scale.detach().clone() for m in run.quantized.modules() if isinstance(m, ActivationQuantizer)]
-    Reconstruction(run.views, images, Schedule(20), 0).fit_next()
+    reconstruction(run.views, images, Schedule(20), 0).fit_next()
     after = [m.log_scale.detach() for m in run.quantized.modules() if isinstance(m, ActivationQuantizer)]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -12,7 +12,14 @@ from causal_dfq.quantizer.affine import (
     learned_fake_quantize,
     quantize,
 )
-from causal_dfq.quantizer.ranges import ObservedValues, activation_range, channel_view, weight_min_max, weight_scale
+from causal_dfq.quantizer.ranges import (
+    ObservedValues,
+    activation_range,
+    channel_view,
+    weight_min_max,
+    weight_range,
+    weight_scale,
+)
 
 
 class ActivationQuantizer(nn.Module):
@@ -81,7 +88,7 @@ class WeightQuantizer(nn.Module):
 
     def __init__(self, weight: Tensor, bits: int, is_symmetric: bool) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.is_symmetric = bits, is_symmetric
         if is_symmetric:
             scale, zero_point = weight_scale(weight, bits), torch.zeros(weight.shape[0])
         else:
@@ -93,6 +100,16 @@ class WeightQuantizer(nn.Module):
     def scale(self) -> Tensor:
         """Step sizes (O, 1, ...)."""
         return self.log_scale.exp()
+
+    @torch.no_grad()
+    def fit(self, weight: Tensor, importance: Tensor) -> None:
+        """Sets the grids of least squared error on a weight, each entry's error weighted by its importance."""
+        if self.is_symmetric:
+            scale, zero_point = weight_scale(weight, self.bits, importance), torch.zeros(weight.shape[0])
+        else:
+            scale, zero_point = weight_range(weight, self.bits, importance)
+        self.log_scale.copy_(channel_view(weight, scale.log()))
+        self.zero_point.copy_(channel_view(weight, zero_point))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Weight (O, ...) -> the same, on the grid of each channel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from causal_dfq.quantizer.affine import fake_quantize, integer_range
 SMALLEST_SCALE = 1e-8
 SAMPLED_VALUES = 65536
 _WEIGHT_SHRINKS = 81
+_WEIGHT_END_SHRINKS = 13
 _ACTIVATION_SHRINKS = 24
 
 
@@ -20,17 +22,21 @@ def channel_view(weight: Tensor, per_channel: Tensor) -> Tensor:
     return per_channel.view((-1,) + (1,) * (weight.ndim - 1))
 
 
-def weight_scale(weight: Tensor, bits: int) -> Tensor:
-    """Scales (O,) of a symmetric signed grid per output channel, by search over shrunk maxima."""
+def weight_scale(weight: Tensor, bits: int, importance: Tensor | None = None) -> Tensor:
+    """Scales (O,) of a symmetric signed grid per output channel, by search over shrunk maxima.
+
+    The squared error of each entry is weighted by `importance`, of the weight's shape.
+    """
     lowest, highest = integer_range(bits, is_signed=True)
     rows = weight.detach().flatten(1)
+    weighting = torch.ones_like(rows) if importance is None else importance.flatten(1)
     full = rows.abs().amax(1).clamp_min(SMALLEST_SCALE * highest) / highest
     best_scale, best_error = full.clone(), torch.full_like(full, torch.inf)
     zero = torch.zeros(())
     # In steps of 0.01, 1 among them; up to 1.1: the lowest code reaches one step further than the highest.
     for shrink in torch.linspace(0.3, 1.1, _WEIGHT_SHRINKS).tolist():
         scale = full * shrink
-        error = (fake_quantize(rows, scale[:, None], zero, lowest, highest) - rows).square().sum(1)
+        error = (fake_quantize(rows, scale[:, None], zero, lowest, highest) - rows).square().mul_(weighting).sum(1)
         is_better = error < best_error
         best_scale = torch.where(is_better, scale, best_scale)
         best_error = torch.where(is_better, error, best_error)
@@ -45,6 +51,29 @@ def weight_min_max(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     scale = ((high - low) / (highest - lowest)).clamp_min(SMALLEST_SCALE)
     zero_point = torch.round(lowest - low / scale).clamp(lowest, highest)
     return scale, zero_point
+
+
+def weight_range(weight: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero points, each (O,), of an asymmetric signed grid, by search over shrunk ends.
+
+    The squared error of each entry is weighted by `importance`, of the weight's shape.
+    """
+    lowest, highest = integer_range(bits, is_signed=True)
+    rows, weighting = weight.detach().flatten(1), importance.flatten(1)
+    low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+    best_scale, best_zero_point = weight_min_max(weight, bits)
+    best_error = torch.full_like(best_scale, torch.inf)
+    shrinks = torch.linspace(0.4, 1.0, _WEIGHT_END_SHRINKS).tolist()
+    for low_shrink, high_shrink in itertools.product(shrinks, shrinks):
+        scale = ((high_shrink * high - low_shrink * low) / (highest - lowest)).clamp_min(SMALLEST_SCALE)
+        zero_point = torch.round(lowest - low_shrink * low / scale).clamp(lowest, highest)
+        rounded = fake_quantize(rows, scale[:, None], zero_point[:, None], lowest, highest)
+        error = (rounded - rows).square().mul_(weighting).sum(1)
+        is_better = error < best_error
+        best_scale = torch.where(is_better, scale, best_scale)
+        best_zero_point = torch.where(is_better, zero_point, best_zero_point)
+        best_error = torch.where(is_better, error, best_error)
+    return best_scale, best_zero_point
 
 
 def affine_from_bounds(low: float, high: float, bits: int) -> tuple[float, float]:

@@ -13,9 +13,9 @@ from causal_dfq.config import Effort
 class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
-    A warm-up step trains the generator once. A reconstruction step fits one unit of the quantized network, in
-    `reconstruction_iterations`; with 0 there is no reconstruction. A round, of the equilibrium or of the finish,
-    trains the generator once, then the quantized network `student_steps` times.
+    A warm-up step trains the generator once. A rounding step rounds the layers of one unit of the quantized network; a
+    reconstruction step fits one in `reconstruction_iterations`, and with 0 there is none. A round, of the equilibrium
+    or of the finish, trains the generator once, then the quantized network `student_steps` times.
     """
 
     warmup_steps: int
@@ -75,8 +75,9 @@ class Recipe:
     """Batch sizes, loss weights and learning rates, the same for every network and effort.
 
     A batch of the quantized network holds `student_contents` under `styles` each, `hidden_contents` under
-    `styles` each that lie partly behind scenes, and `scenes` alone; the `reconstruction_images` are of the same
-    mix. A share `blended` of the contents lies between two classes.
+    `styles` each that lie partly behind scenes, and `scenes` alone. The `rounding_images` and the
+    `reconstruction_images`, at least so many, are of the same mix; with no `rounding_images` nothing is rounded in
+    closed form. A share `blended` of the contents lies between two classes.
 
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
@@ -87,6 +88,7 @@ class Recipe:
     student_contents: int = 18
     hidden_contents: int = 12
     scenes: int = 4
+    rounding_images: int = 512
     reconstruction_images: int = 1024
     pool_images: int = 1024
     pool_batch: int = 128
@@ -125,6 +127,7 @@ class Recipe:
             # What a recipe leaves out stays out.
             hidden_contents=min(self.hidden_contents, max(1, round(share * self.hidden_contents))),
             scenes=min(self.scenes, max(1, round(share * self.scenes))),
+            rounding_images=min(self.rounding_images, max(128, round(share * self.rounding_images))),
             reconstruction_images=max(64, round(share * self.reconstruction_images)),
             pool_images=max(64, round(share * self.pool_images)),
             pool_batch=max(16, round(share * self.pool_batch)),

@@ -1,7 +1,8 @@
 """Generator and quantized network in turn, towards the equilibrium of their intervened distributions.
 
     warm-up          G alone: images that P takes for its training images
-    reconstruction   Q, unit by unit, on images of the warmed-up G
+    rounding         Q's weights layer by layer in closed form, on images of the warmed-up G
+    reconstruction   Q unit by unit by gradient steps, on such images
     equilibrium      G, then Q, in turn
     finish           the same rounds, Q's learning rate falling to zero
 
@@ -26,13 +27,21 @@ from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.residual_grids import share_step_sizes
 from causal_dfq.training.budget import Budget, Recipe
 from causal_dfq.training.generator_training import GeneratorTraining, PixelBounds
+from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding
 from causal_dfq.training.pool_training import PoolTraining, Synthesis
-from causal_dfq.training.reconstruction import Reconstruction, Schedule, reconstruction_units
+from causal_dfq.training.reconstruction import Schedule, reconstruction
 from causal_dfq.training.student_loss import StudentBatch, StudentImages, student_loss
+from causal_dfq.training.unit_walk import UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
 
 Metrics = dict[str, float]
-WARMUP, RECONSTRUCTION, EQUILIBRIUM, FINISH = "warm-up", "reconstruction", "equilibrium", "finish"
+WARMUP, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
+    "warm-up",
+    "rounding",
+    "reconstruction",
+    "equilibrium",
+    "finish",
+)
 CALIBRATION_BATCHES = 8
 
 
@@ -75,7 +84,7 @@ class Equilibrium:
         self.synthesis = self._make_synthesis(synthesis, image_shape, pixel_bounds)
         self.image_shape, self.pixel_bounds = image_shape, pixel_bounds
         self._unit_count = len(reconstruction_units(views.folded))
-        self._reconstruction: Reconstruction | None = None
+        self._walk: UnitWalk | None = None
         # Fused, each group is one pass; autograd lays a gradient out as its parameter, which that takes for granted.
         self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe), fused=True)
 
@@ -96,10 +105,10 @@ class Equilibrium:
     def _phases(self) -> tuple[tuple[str, int], ...]:
         """Name and number of steps, in order."""
         budget = self.budget
-        units = self._unit_count if budget.reconstruction_iterations else 0
         return (
             (WARMUP, budget.warmup_steps),
-            (RECONSTRUCTION, units),
+            (ROUNDING, self._unit_count if self.recipe.rounding_images else 0),
+            (RECONSTRUCTION, self._unit_count if budget.reconstruction_iterations else 0),
             (EQUILIBRIUM, budget.equilibrium_steps),
             (FINISH, budget.finish_steps),
         )
@@ -124,8 +133,8 @@ class Equilibrium:
             if phase.step == phase.length - 1:
                 self.calibrate()
             return metrics
-        if phase.name == RECONSTRUCTION:
-            return self._reconstruct(phase)
+        if phase.name in (ROUNDING, RECONSTRUCTION):
+            return self._fit_unit(phase)
         if phase.name == FINISH and phase.step == 0:
             self._share_step_sizes()
         is_generators_turn = phase.step % self.budget.steps_per_round == 0
@@ -134,20 +143,37 @@ class Equilibrium:
         rate = 0.5 * (1 + math.cos(math.pi * phase.position)) if phase.name == FINISH else 1.0
         return self._train_student(rate)
 
-    def _reconstruct(self, phase: Phase) -> Metrics:
+    def _fit_unit(self, phase: Phase) -> Metrics:
         """Fits one unit of Q; the images are drawn apart, so that a resumed run draws them again."""
-        if self._reconstruction is None:
-            random = torch.Generator().manual_seed(self.seed)
-            batches = -(-self.recipe.reconstruction_images // self.recipe.student_images)
-            with torch.no_grad():
-                images = torch.cat([self.student_images(random).images for _ in range(batches)])
-            schedule = Schedule(self.budget.reconstruction_iterations)
-            self._reconstruction = Reconstruction(self.views, images, schedule, self.seed)
-            self._reconstruction.skip_to(phase.step)
-        fit = self._reconstruction.fit_next()
+        if self._walk is None:
+            self._walk = self._rounding() if phase.name == ROUNDING else self._reconstruction()
+            self._walk.skip_to(phase.step)
+        fit = self._walk.fit_next()
         if phase.step == phase.length - 1:
-            self._reconstruction = None
+            self._walk = None
+            self._follow_step_sizes()
         return {"unit_error_before": fit.before, "unit_error_after": fit.after}
+
+    def _rounding(self) -> UnitWalk:
+        images = self._images_apart(self.recipe.rounding_images)
+        return layer_rounding(self.views, images, RoundingSettings(), self.seed)
+
+    def _reconstruction(self) -> UnitWalk:
+        images = self._images_apart(self.recipe.reconstruction_images)
+        return reconstruction(self.views, images, Schedule(self.budget.reconstruction_iterations), self.seed)
+
+    @torch.no_grad()
+    def _images_apart(self, count: int) -> Tensor:
+        """At least so many images (N, C, H, W) for all units, whatever was drawn before."""
+        random = torch.Generator().manual_seed(self.seed)
+        batches = -(-count // self.recipe.student_images)
+        return torch.cat([self.student_images(random).images for _ in range(batches)])
+
+    def _follow_step_sizes(self) -> None:
+        """Learning rates of weights are in units of their step sizes, which fitting has changed."""
+        fresh = student_parameter_groups(self.quantized, self.recipe)
+        for group, now in zip(self.student_optimizer.param_groups, fresh, strict=True):
+            group["base_lr"] = now["base_lr"]
 
     def warm_up(self, position: float) -> Metrics:
         """A step of synthesis alone, at a position in [0, 1) of the warm-up."""

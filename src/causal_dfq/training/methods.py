@@ -26,6 +26,7 @@ _PLAIN_GENERATOR = replace(
     hidden_contents=0,
     scenes=0,
     student_contents=32,
+    rounding_images=0,
     invariance_weight=0.0,
     diversity_weight=0.0,
     variation_weight=0.0,

@@ -15,11 +15,12 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.fusion import like_in_memory
 from causal_dfq.network.fold import LAYERS
-from causal_dfq.network.units import Unit, network_units
+from causal_dfq.network.units import Unit
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
-from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, integer_tensors
+from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.rounding import LearnedRounding
 from causal_dfq.training.feature_error import relative_error
+from causal_dfq.training.unit_walk import UnitData, UnitWalk
 from causal_dfq.training.views import NetworkViews
 
 _REPLACED = "replaced_quantizers"
@@ -64,14 +65,6 @@ class Schedule:
         return first + (last - first) * position
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The relative error of a unit's result on the images, before and after it was fitted."""
-
-    before: float
-    after: float
-
-
 class DroppedQuantizer(nn.Module):
     """An activation quantizer that lets a random share of the values pass unrounded (QDrop)."""
 
@@ -94,75 +87,23 @@ def mixed(values: Tensor, others: Tensor, share: float, random: torch.Generator)
     return torch.where(like_in_memory(drawn, values) < share, others, values)
 
 
-def reconstruction_units(folded: fx.GraphModule) -> list[Unit]:
-    """The units of a folded network: between tensors that an integer runtime reads."""
-    return network_units(folded, set(integer_tensors(folded.graph)))
+def reconstruction(views: NetworkViews, images: Tensor, schedule: Schedule, seed: int) -> UnitWalk:
+    """Fits Q's units on images (N, C, H, W), one a step; `seed` draws the batches and what is dropped."""
 
+    def fit(number: int, unit: Unit, data: UnitData) -> None:
+        fit_unit(views, unit, data, schedule, torch.Generator().manual_seed(seed + number))
 
-class Reconstruction:
-    """The images on their way through the units, in both networks.
-
-    Args:
-        views: P and Q; Q's activation quantizers are calibrated.
-        images: (N, C, H, W).
-        seed: of the batches and of what is dropped.
-    """
-
-    def __init__(self, views: NetworkViews, images: Tensor, schedule: Schedule, seed: int) -> None:
-        self._views, self._schedule, self._seed = views, schedule, seed
-        self.units = reconstruction_units(views.folded)
-        self._done = 0
-        self._exact = self._rounded = images
-
-    def skip_to(self, unit: int) -> None:
-        """Hands the images on through units that are fitted already."""
-        while self._done < unit:
-            self._hand_on(self._targets())
-
-    def fit_next(self) -> Fit:
-        """Fits the next unit of Q in place."""
-        unit, targets = self.units[self._done], self._targets()
-        before = self._error(targets)
-        random = torch.Generator().manual_seed(self._seed + self._done)
-        fit_unit(self._views, unit, (self._rounded, self._exact, targets), self._schedule, random)
-        after = self._error(targets)
-        self._hand_on(targets)
-        return Fit(before, after)
-
-    @torch.no_grad()
-    def _targets(self) -> Tensor:
-        return self._through(self._views.folded, self._exact)
-
-    @torch.no_grad()
-    def _hand_on(self, targets: Tensor) -> None:
-        self._rounded = self._through(self._views.quantized, self._rounded)
-        self._exact = targets
-        self._done += 1
-
-    @torch.no_grad()
-    def _error(self, targets: Tensor) -> float:
-        return float(relative_error(self._through(self._views.quantized, self._rounded), targets))
-
-    def _through(self, network: fx.GraphModule, values: Tensor) -> Tensor:
-        """What the next unit of P or Q makes of values."""
-        unit = self.units[self._done]
-        part = self._views.part(network, unit.source, unit.result)
-        return torch.cat([self._views.through(part, chunk) for chunk in values.split(4 * self._schedule.batch)])
+    return UnitWalk(views, images, fit)
 
 
 def fit_unit(
     views: NetworkViews,
     unit: Unit,
-    data: tuple[Tensor, Tensor, Tensor],
+    data: UnitData,
     schedule: Schedule,
     random: torch.Generator,
 ) -> None:
-    """Learns the rounding of a unit's weights and the step sizes around them; Q's weights become what was chosen.
-
-    Args:
-        data: what enters the unit in Q, what enters it in P, and what leaves it in P, (N, ...) each.
-    """
-    rounded, exact, targets = data
+    """Learns the rounding of a unit's weights and the step sizes around them; Q's weights become what was chosen."""
     quantized = views.quantized
     part = views.part(quantized, unit.source, unit.result)
     roundings = _with_learned_rounding(part, quantized)
@@ -170,13 +111,13 @@ def fit_unit(
     if not any(isinstance(module, WeightQuantizer | ActivationQuantizer) for module in part.modules()):
         return
     optimizer = _optimizer(part, roundings, schedule)
-    channels = targets.shape[1]
+    channels = data.targets.shape[1]
     for iteration in range(schedule.iterations):
-        chosen = torch.randint(len(rounded), (schedule.batch,), generator=random).to(rounded.device)
-        entering = mixed(rounded[chosen], exact[chosen], schedule.dropped, random)
+        chosen = torch.randint(len(data.rounded), (schedule.batch,), generator=random).to(data.rounded.device)
+        entering = mixed(data.rounded[chosen], data.exact[chosen], schedule.dropped, random)
         result = views.through(part, entering)
         # The squared error summed over channels, in units of the target's mean square.
-        loss = channels * relative_error(result, targets[chosen])
+        loss = channels * relative_error(result, data.targets[chosen])
         sharpness = schedule.sharpness_at(iteration)
         if sharpness is not None:
             exponent = torch.tensor(sharpness)

@@ -1,0 +1,84 @@
+"""What a convolution or linear layer multiplies its weight with, as rows of a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from causal_dfq.network.operations import LINEAR, attribute
+
+# Of a convolution's arguments.
+_PADDING = 4
+
+
+def group_count(layer: fx.Node) -> int:
+    """Into how many groups a layer's channels fall; 1 of a linear layer."""
+    groups = layer.args[6] if layer.target != LINEAR and len(layer.args) > 6 else 1
+    assert isinstance(groups, int)
+    return groups
+
+
+def place_count(layer: fx.Node) -> int:
+    """How many places of an image a layer computes its output at: 1 of a linear layer on (N, C)."""
+    shape = layer.meta["val"].shape
+    return math.prod(shape[1:-1] if layer.target == LINEAR else shape[2:])
+
+
+def patches_at(values: Tensor, layer: fx.Node, kernel_size: Sequence[int], places: Tensor) -> Tensor:
+    """The inputs of a layer's output at some places: (G, N * P, D), each row in the order of a weight's row.
+
+    The layer's output there is the product with the weight of each group, (O / G, D), plus the bias.
+
+    Args:
+        values: what the layer reads, (N, C, ...), or (N, ..., C) of a linear layer.
+        kernel_size: of the layer's weight, without its channels; empty of a linear layer.
+        places: flat numbers (P,) of places of the output, below `place_count`.
+    """
+    if layer.target == LINEAR:
+        return values.reshape(len(values), -1, values.shape[-1])[:, places].flatten(0, 1)[None]
+    dimensions = len(kernel_size)
+    stride, dilation = (_spread(layer, index, dimensions) for index in (3, 5))
+    before, after = _padding(layer, kernel_size, dilation)
+    ends = [end for pair in reversed(list(zip(before, after, strict=True))) for end in pair]
+    padded = functional.pad(values, ends)
+    corners = torch.unravel_index(places, tuple(layer.meta["val"].shape[2:]))
+    index: list[Tensor] = []
+    for axis, (corner, size) in enumerate(zip(corners, kernel_size, strict=True)):
+        positions = (corner * stride[axis])[:, None] + torch.arange(size, device=values.device) * dilation[axis]
+        shape = (size if other == axis else 1 for other in range(dimensions))
+        index.append(positions.view(len(places), *shape))
+    everywhere: list[Tensor | slice] = [slice(None), slice(None)]
+    found = padded[(*everywhere, *index)]
+    by_group = found.unflatten(1, (group_count(layer), -1)).transpose(2, 3).transpose(0, 1)
+    rows: Tensor = by_group.flatten(1, 2).flatten(2)
+    return rows
+
+
+def kernel_size_of(module: fx.GraphModule, layer: fx.Node) -> tuple[int, ...]:
+    """The spatial size of a layer's weight."""
+    stored = layer.args[1]
+    assert isinstance(stored, fx.Node)
+    return tuple(attribute(module, str(stored.target)).shape[2:])
+
+
+def _spread(layer: fx.Node, index: int, dimensions: int) -> list[int]:
+    """A numeric argument of a convolution, for each dimension."""
+    default = 0 if index == _PADDING else 1
+    value: Any = layer.args[index] if len(layer.args) > index else default
+    given = [int(entry) for entry in value] if isinstance(value, Sequence) else [int(value)]
+    return given * dimensions if len(given) == 1 else given
+
+
+def _padding(layer: fx.Node, kernel_size: Sequence[int], dilation: list[int]) -> tuple[list[int], list[int]]:
+    """Zeros before and after; "same" gives the output the input's size, an odd one comes after."""
+    name = layer.args[_PADDING] if len(layer.args) > _PADDING else None
+    if not isinstance(name, str):
+        given = _spread(layer, _PADDING, len(kernel_size))
+        return given, given
+    total = [step * (size - 1) if name == "same" else 0 for step, size in zip(dilation, kernel_size, strict=True)]
+    return [zeros // 2 for zeros in total], [zeros - zeros // 2 for zeros in total]

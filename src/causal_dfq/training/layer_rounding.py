@@ -1,0 +1,120 @@
+"""Q's weights and biases in closed form, layer by layer, before any gradient step.
+
+Each layer is fitted to what P's makes of the same images, on what the layers before it hand on, by least squares
+(`quantizer/second_order.py`). Images come from the warmed-up generator, once for all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from causal_dfq.network.fold import LAYERS
+from causal_dfq.network.operations import attribute, input_name, weight_layer_nodes
+from causal_dfq.network.patches import group_count, kernel_size_of, patches_at, place_count
+from causal_dfq.network.units import Unit
+from causal_dfq.quantizer.affine import integer_range
+from causal_dfq.quantizer.modules import WeightQuantizer
+from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
+from causal_dfq.quantizer.second_order import Moments, joined, least_squares_weight, round_in_order, within_cell
+from causal_dfq.training.unit_walk import CHUNK, UnitData, UnitWalk
+from causal_dfq.training.views import NetworkViews
+
+
+@dataclass(frozen=True)
+class RoundingSettings:
+    """How a layer is rounded.
+
+    Args:
+        samples: places that a layer is looked at, over all images; every layer has as many as it has places.
+        pull: how much a weight is held to P's, in units of the mean square of its inputs.
+        damping: of the second moments, in the same units.
+    """
+
+    samples: int = 16384
+    pull: float = 0.2
+    damping: float = 0.01
+
+
+def layer_rounding(views: NetworkViews, images: Tensor, settings: RoundingSettings, seed: int) -> UnitWalk:
+    """Rounds Q's layers on images (N, C, H, W), a unit a step; `seed` chooses the places that are looked at."""
+
+    def fit(number: int, unit: Unit, data: UnitData) -> None:
+        random = torch.Generator().manual_seed(seed + number)
+        for name in unit.layers:
+            round_layer(views, unit, name, data, settings, random)
+
+    return UnitWalk(views, images, fit)
+
+
+@torch.no_grad()
+def round_layer(
+    views: NetworkViews, unit: Unit, name: str, data: UnitData, settings: RoundingSettings, random: torch.Generator
+) -> None:
+    """Sets the weight of one layer of Q, its grids and its bias; a layer whose weight is not rounded stays."""
+    quantizer = quantizer_of(views.quantized, name)
+    if quantizer is None:
+        return
+    layer, pretrained = (network.get_submodule(f"{LAYERS}.{name}") for network in (views.quantized, views.folded))
+    p_weight, p_bias = _parameters(pretrained)
+    weight, bias = _parameters(layer)
+    moments = layer_moments(views, unit, name, data, settings.samples, random)
+    groups = len(moments.own)
+    nearest = least_squares_weight(joined(p_weight, p_bias, groups), moments, settings.pull)
+    importance = moments.importance.repeat_interleave(len(weight) // groups, 0).view_as(weight)
+    quantizer.fit(nearest[:, :, :-1].reshape(weight.shape).to(weight.dtype), importance.to(weight.dtype))
+    scale, zero_point = (values.double().view(groups, -1) for values in (quantizer.scale, quantizer.zero_point))
+    grid = (scale, zero_point, *integer_range(quantizer.bits, is_signed=True))
+    rounded = round_in_order(nearest, moments, grid, settings.damping)
+    real = within_cell(nearest, rounded, scale)
+    weight.copy_(real[:, :, :-1].reshape(weight.shape))
+    bias.copy_(real[:, :, -1].reshape(bias.shape))
+
+
+def layer_moments(
+    views: NetworkViews, unit: Unit, name: str, data: UnitData, samples: int, random: torch.Generator
+) -> Moments:
+    """What a layer of a unit reads, in P and in Q, at random places of all images."""
+    reads = {network: _reading(views, network, unit, name) for network in (views.folded, views.quantized)}
+    (folded_part, folded_layer), (quantized_part, quantized_layer) = reads.values()
+    kernel_size = kernel_size_of(views.folded, folded_layer)
+    places = place_count(folded_layer)
+    of_each = min(places, -(-samples // len(data.exact)))
+    total: Moments | None = None
+    for exact, rounded in zip(data.exact.split(CHUNK), data.rounded.split(CHUNK), strict=True):
+        chosen = torch.randperm(places, generator=random)[:of_each].to(exact.device)
+        read_by_p = exact if folded_part is None else views.through(folded_part, exact)
+        read_by_q = rounded if quantized_part is None else views.through(quantized_part, rounded)
+        moments = Moments.of(
+            patches_at(read_by_p, folded_layer, kernel_size, chosen).float(),
+            patches_at(read_by_q, quantized_layer, kernel_size, chosen).float(),
+        )
+        total = moments if total is None else total + moments
+    assert total is not None
+    assert len(total.own) == group_count(folded_layer)
+    return total
+
+
+def quantizer_of(quantized: fx.GraphModule, layer: str) -> WeightQuantizer | None:
+    """The quantizer of a layer's weight; None where it is not rounded."""
+    quantizers = getattr(quantized, WEIGHT_QUANTIZERS, None)
+    found = None if quantizers is None else getattr(quantizers, layer, None)
+    return found if isinstance(found, WeightQuantizer) else None
+
+
+def _reading(
+    views: NetworkViews, network: fx.GraphModule, unit: Unit, name: str
+) -> tuple[fx.GraphModule | None, fx.Node]:
+    """From what enters the unit to what a layer of it reads, None where that is the same, and the layer's node."""
+    layer = next(node for node in weight_layer_nodes(network.graph) if node.name == name)
+    source = input_name(layer)
+    return (None if source == unit.source else views.part(network, unit.source, source)), layer
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    weight, bias = attribute(layer, "weight"), attribute(layer, "bias")
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return weight, bias

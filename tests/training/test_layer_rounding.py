@@ -1,0 +1,88 @@
+"""Layers rounded in closed form: each unit comes nearer to P's, within the grids, and a run does it once."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from causal_dfq.config import Protocol
+from causal_dfq.network.fold import LAYERS
+from causal_dfq.quantizer.affine import integer_range
+from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.equilibrium import ROUNDING, Equilibrium
+from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, quantizer_of
+from causal_dfq.training.unit_walk import reconstruction_units
+from tests.training.test_equilibrium import snapshot, started
+
+SMALL = Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_steps=1)
+WITH_ROUNDING = Recipe(rounding_images=128)
+
+
+def calibrated(bits: str, protocol: Protocol = "deploy") -> tuple[Equilibrium, torch.Tensor]:
+    run = started(SMALL, bits, WITH_ROUNDING, protocol)
+    for step in range(SMALL.warmup_steps):
+        run.run_step(step)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return run, torch.cat([run.student_images(random).images for _ in range(3)])
+
+
+@pytest.mark.parametrize("protocol", ["deploy", "gdfq", "genie"])
+def test_units_come_nearer_to_their_targets_and_codes_stay_in_their_range(protocol: Protocol) -> None:
+    run, images = calibrated("w3a8", protocol)
+    walk = layer_rounding(run.views, images, RoundingSettings(), 0)
+    fits = [walk.fit_next() for _ in walk.units]
+    assert sum(fit.after for fit in fits) < 0.9 * sum(fit.before for fit in fits)
+    for name, layer in run.quantized.get_submodule(LAYERS).named_children():
+        quantizer = quantizer_of(run.quantized, name)
+        assert quantizer is not None
+        codes = quantizer.freeze(layer.weight).codes
+        lowest, highest = integer_range(quantizer.bits, is_signed=True)
+        assert lowest <= int(codes.min()) < int(codes.max()) <= highest
+
+
+def test_it_is_a_phase_with_a_step_for_each_unit_after_which_rates_follow_the_step_sizes() -> None:
+    run, _ = calibrated("w3a8")
+    units = len(reconstruction_units(run.views.folded))
+    assert [run.phase(2 + step).name for step in range(units)] == [ROUNDING] * units
+    assert run.phase(2 + units).name != ROUNDING
+    for step in range(2, 2 + units):
+        metrics = run.run_step(step)
+    assert set(metrics) == {"unit_error_before", "unit_error_after"}
+    name, layer = next(iter(run.quantized.get_submodule(LAYERS).named_children()))
+    quantizer = quantizer_of(run.quantized, name)
+    assert quantizer is not None
+    groups = run.student_optimizer.param_groups
+    (rate,) = [group["base_lr"] for group in groups if group["params"][0] is layer.weight]
+    assert rate == pytest.approx(run.recipe.weight_lr * float(quantizer.scale.detach().mean()))
+
+
+def test_without_rounding_images_there_is_no_such_phase() -> None:
+    run = started(SMALL, "w3a8", WITH_ROUNDING)
+    before = run.total_steps
+    run.recipe = replace(run.recipe, rounding_images=0)
+    assert run.total_steps == before - len(reconstruction_units(run.views.folded))
+
+
+def test_the_same_seed_gives_the_same_bits_and_skipping_meets_the_same_values() -> None:
+    weights = []
+    for is_resumed in (False, True):
+        run, images = calibrated("w3a4")
+        walk = layer_rounding(run.views, images, RoundingSettings(), 0)
+        walk.fit_next()
+        if is_resumed:
+            walk = layer_rounding(run.views, images, RoundingSettings(), 0)
+            walk.skip_to(1)
+        while walk.done < len(walk.units):
+            walk.fit_next()
+        weights.append(snapshot(run.quantized))
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_weights_that_are_not_rounded_stay() -> None:
+    run, images = calibrated("w32a4")
+    before = snapshot(run.quantized)
+    walk = layer_rounding(run.views, images, RoundingSettings(), 0)
+    for _ in walk.units:
+        walk.fit_next()
+    assert all(torch.equal(one, other) for one, other in zip(before, snapshot(run.quantized), strict=True))
