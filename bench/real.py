@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,5 +62,6 @@ def quantize_on_real_images(
 
     def change(run: Equilibrium) -> None:
         run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
+        run.budget = replace(run.budget, imprint_batches=0)
 
     return quantize_changed(subject, bits, protocol, effort, seed, change)

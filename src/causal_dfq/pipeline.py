@@ -196,7 +196,7 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
     if options.memory_limit is not None:
         if not isinstance(run.synthesis, GeneratorTraining):
             raise ConfigError(f"a memory limit is not possible with the method {options.method}: its batches are fixed")
-        run.recipe = fit_recipe(run.recipe, step_memory(run), options.memory_limit)
+        run.use_recipe(fit_recipe(run.recipe, step_memory(run), options.memory_limit))
     return run
 
 
@@ -220,7 +220,9 @@ def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     for step in range(steps_done, run.total_steps):
         with fusion(run.device) if is_compiled else contextlib.nullcontext():
             metrics = run.run_step(step)
-        if step in (run.budget.warmup_steps - 1, run.total_steps - 1) and isinstance(run.synthesis, GeneratorTraining):
+        if step in (run.steps_before_calibration - 1, run.total_steps - 1) and isinstance(
+            run.synthesis, GeneratorTraining
+        ):
             metrics |= analyse(run)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 

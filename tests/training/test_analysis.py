@@ -58,7 +58,7 @@ def test_its_content_accuracy_is_that_of_the_pretrained_network_on_the_same_imag
     content = run.synthesis.model.sample("content", max(4, run.recipe.student_images // STYLES), random)
     style = run.synthesis.model.sample("style", STYLES * len(content), random)
     with torch.no_grad(), run.views.autocast():
-        images = run.synthesis.state(content.repeat(STYLES), style)
+        images = run.synthesis.generator(content.repeat(STYLES), style)
         logits = run.views.pretrained_logits(images).unflatten(0, (STYLES, -1))
     expected = content_accuracy(logits, content.labels).item()
     assert analyse(run)[PREFIX + "content_accuracy_pretrained"] == pytest.approx(expected, abs=0.02)

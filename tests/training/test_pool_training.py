@@ -23,7 +23,9 @@ def started(kind: PoolKind, steps: int = 24, swing: int = 0) -> Equilibrium:
     prepared = prepare(trained(Residual()), options)
     views = NetworkViews(prepared.captured, prepared.folded, prepared.quantized)
     rate = 0.1 if kind == "pixels" else 0.01
-    recipe = replace(Recipe(), pool_images=32, pool_batch=16, generator_lr=rate, class_weight=0.0, swing=swing)
+    recipe = replace(
+        Recipe(), pool_images=32, pool_batch=16, rounding_images=0, generator_lr=rate, class_weight=0.0, swing=swing
+    )
     return Equilibrium(views, (3, 8, 8), BOUNDS, Budget(steps, 0, 0), recipe, 0, resolve_device("cpu"), kind)
 
 

@@ -13,15 +13,18 @@ from causal_dfq.config import Effort
 class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
-    A warm-up step trains the generator once. A rounding step rounds the layers of one unit of the quantized network; a
-    reconstruction step fits one in `reconstruction_iterations`, and with 0 there is none. A round, of the equilibrium
-    or of the finish, trains the generator once, then the quantized network `student_steps` times.
+    A warm-up step trains the generator once. An imprint step makes one of the `imprint_batches` of imprinted scenes, in
+    `imprint_iterations`; with 0 batches there are none. A rounding step rounds the layers of one unit of the quantized
+    network; a reconstruction step fits one in `reconstruction_iterations`, and with 0 there is none. A round, of the
+    equilibrium or of the finish, trains the generator once, then the quantized network `student_steps` times.
     """
 
     warmup_steps: int
     equilibrium_rounds: int
     finish_rounds: int
     student_steps: int = 6
+    imprint_batches: int = 0
+    imprint_iterations: int = 0
     reconstruction_iterations: int = 0
 
     @property
@@ -41,9 +44,9 @@ class Budget:
 
 
 BUDGETS: dict[Effort, Budget] = {
-    "fast": Budget(warmup_steps=60, equilibrium_rounds=3, finish_rounds=5),
-    "balanced": Budget(warmup_steps=160, equilibrium_rounds=45, finish_rounds=140),
-    "best": Budget(warmup_steps=400, equilibrium_rounds=200, finish_rounds=700),
+    "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40),
+    "balanced": Budget(160, 45, 140, imprint_batches=8, imprint_iterations=60),
+    "best": Budget(400, 200, 700, imprint_batches=16, imprint_iterations=80),
 }
 
 
@@ -77,7 +80,8 @@ class Recipe:
     A batch of the quantized network holds `student_contents` under `styles` each, `hidden_contents` under
     `styles` each that lie partly behind scenes, and `scenes` alone. The `rounding_images` and the
     `reconstruction_images`, at least so many, are of the same mix; with no `rounding_images` nothing is rounded in
-    closed form. A share `blended` of the contents lies between two classes.
+    closed form. A share `blended` of the contents lies between two classes. A share `imprinted` of the images with a
+    content are imprinted scenes, where the budget has such, of which `pool_batch` are made at a time.
 
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
@@ -96,6 +100,7 @@ class Recipe:
     low_pass: float = 0.0
     styles: int = 2
     blended: float = 0.5
+    imprinted: float = 0.5
     generator_lr: float = 1e-2
     equilibrium_rate: float = 0.3
     class_weight: float = 1.0
@@ -109,7 +114,7 @@ class Recipe:
     zero_point_lr: float = 0.012
     temperature: float = 4.0
     matching_weight: float = 1.0
-    feature_weight: float = 4.0
+    feature_weight: float = 48.0
     discrepancy_weight: float = 0.1
     contrastive_weight: float = 0.02
     contrastive_tau: float = 0.1

@@ -41,6 +41,8 @@ def run_state(run: Equilibrium) -> dict[str, Tensor]:
                 value = optimizer.state.get(parameter, {}).get(key)
                 if value is not None:
                     state[f"{prefix}.{index}.{key}"] = value
+    rates = [group["base_lr"] for group in run.student_optimizer.param_groups]
+    state["student_rates"] = torch.tensor(rates, dtype=torch.float64)
     state["step_size_leaders"] = step_size_leaders(run.quantized)
     state["random"] = run.random.get_state()
     return state
@@ -61,6 +63,8 @@ def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
                 optimizer.state[parameter] = {
                     key: _placed(state[f"{prefix}.{index}.{key}"], parameter, key) for key in keys
                 }
+    for group, rate in zip(run.student_optimizer.param_groups, state["student_rates"].tolist(), strict=True):
+        group["base_lr"] = rate
     run.random.set_state(state["random"])
 
 

@@ -1,6 +1,7 @@
 """Generator and quantized network in turn, towards the equilibrium of their intervened distributions.
 
     warm-up          G alone: images that P takes for its training images
+    imprint          scenes changed until P sees classes in them
     rounding         Q's weights layer by layer in closed form, on images of the warmed-up G
     reconstruction   Q unit by unit by gradient steps, on such images
     equilibrium      G, then Q, in turn
@@ -35,8 +36,9 @@ from causal_dfq.training.unit_walk import UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
 
 Metrics = dict[str, float]
-WARMUP, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
+WARMUP, IMPRINT, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
     "warm-up",
+    "imprint",
     "rounding",
     "reconstruction",
     "equilibrium",
@@ -82,6 +84,7 @@ class Equilibrium:
         self.quantized = self.views.quantized
         self.random = torch.Generator().manual_seed(seed)
         self.synthesis = self._make_synthesis(synthesis, image_shape, pixel_bounds)
+        self.use_recipe(recipe)
         self.image_shape, self.pixel_bounds = image_shape, pixel_bounds
         self._unit_count = len(reconstruction_units(views.folded))
         self._walk: UnitWalk | None = None
@@ -96,6 +99,19 @@ class Equilibrium:
         steps = self.budget.warmup_steps
         return PoolTraining(self.views, image_shape, pixel_bounds, kind, self.recipe, steps, self.random, self.device)
 
+    def use_recipe(self, recipe: Recipe) -> None:
+        """Another recipe, before the first step."""
+        self.recipe = recipe
+        if isinstance(self.synthesis, GeneratorTraining) and self.budget.imprint_batches:
+            self.synthesis.prepare_imprints(
+                self.budget.imprint_batches, recipe.pool_batch, self.budget.imprint_iterations
+            )
+
+    @property
+    def steps_before_calibration(self) -> int:
+        """Steps that make images, after the last of which the activation quantizers are calibrated."""
+        return self.budget.warmup_steps + self.budget.imprint_batches
+
     @property
     def total_steps(self) -> int:
         """Steps of all phases together; each trains one of the two networks once, or fits one unit."""
@@ -107,6 +123,7 @@ class Equilibrium:
         budget = self.budget
         return (
             (WARMUP, budget.warmup_steps),
+            (IMPRINT, budget.imprint_batches),
             (ROUNDING, self._unit_count if self.recipe.rounding_images else 0),
             (RECONSTRUCTION, self._unit_count if budget.reconstruction_iterations else 0),
             (EQUILIBRIUM, budget.equilibrium_steps),
@@ -128,9 +145,9 @@ class Equilibrium:
     def run_step(self, step: int) -> Metrics:
         """One step of the algorithm; returns its losses and measured quantities."""
         phase = self.phase(step)
-        if phase.name == WARMUP:
-            metrics = self.warm_up(phase.position)
-            if phase.step == phase.length - 1:
+        if phase.name in (WARMUP, IMPRINT):
+            metrics = self.warm_up(phase.position) if phase.name == WARMUP else self._imprint(phase.step)
+            if step == self.steps_before_calibration - 1:
                 self.calibrate()
             return metrics
         if phase.name in (ROUNDING, RECONSTRUCTION):
@@ -142,6 +159,11 @@ class Equilibrium:
             return self.keep_up()
         rate = 0.5 * (1 + math.cos(math.pi * phase.position)) if phase.name == FINISH else 1.0
         return self._train_student(rate)
+
+    def _imprint(self, batch: int) -> Metrics:
+        assert isinstance(self.synthesis, GeneratorTraining)
+        assert self.synthesis.imprints is not None
+        return _as_numbers(self.synthesis.imprints.make_batch(batch, self.recipe, self.random))
 
     def _fit_unit(self, phase: Phase) -> Metrics:
         """Fits one unit of Q; the images are drawn apart, so that a resumed run draws them again."""

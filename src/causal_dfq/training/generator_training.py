@@ -24,10 +24,12 @@ from causal_dfq.synthesis.generator import (
     mode_seeking_loss,
     style_diversity_loss,
 )
+from causal_dfq.synthesis.imprint import scenes_within
 from causal_dfq.synthesis.low_pass import low_pass
-from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
+from causal_dfq.synthesis.scenes import hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
+from causal_dfq.training.imprinting import Imprinting
 from causal_dfq.training.student_loss import UNLABELLED, StudentImages
 from causal_dfq.training.views import NetworkViews
 
@@ -72,10 +74,22 @@ class GeneratorTraining:
             device,
         )
 
+        self.imprints: Imprinting | None = None
+
+    def prepare_imprints(self, batches: int, batch_size: int, iterations: int) -> None:
+        """Makes room for imprinted scenes, which the student's images hold from then on."""
+        self.imprints = Imprinting(self.views, self.image_shape, self.bounds, batches, batch_size, iterations)
+
     @property
     def state(self) -> nn.Module:
         """What a checkpoint must hold beside the optimizer."""
-        return self.generator
+        parts: dict[str, nn.Module] = {"generator": self.generator}
+        return nn.ModuleDict(parts if self.imprints is None else {**parts, "imprints": self.imprints})
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value of a pixel, (1, C, 1, 1) each."""
+        return self.generator.lowest, self.generator.highest
 
     def warm_up(self, position: float, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
         """A step of the warm-up at a position in [0, 1): full rate for half of it, then down to the equilibrium's."""
@@ -140,20 +154,28 @@ class GeneratorTraining:
         return content, images
 
     def student_images(self, recipe: Recipe, random: torch.Generator) -> StudentImages:
-        """(M * N, ...) images under interventions, then half hidden ones, then scenes; what is whole has a class."""
-        content, images = self.interventions(recipe.student_contents + recipe.hidden_contents, recipe, random)
+        """(M * N, ...) images under interventions, then half hidden ones, then scenes, then imprinted ones.
+
+        What is whole and under interventions has a class.
+        """
+        share = 0.0 if self.imprints is None else recipe.imprinted
+        imprinted, imprinted_hidden = (round(share * n) for n in (recipe.student_contents, recipe.hidden_contents))
+        shown_contents = recipe.student_contents - imprinted
+        hidden_contents = recipe.hidden_contents - imprinted_hidden
+        content, images = self.interventions(shown_contents + hidden_contents, recipe, random)
         by_style = images.unflatten(0, (recipe.styles, -1))
-        shown, hidden = by_style.split([recipe.student_contents, recipe.hidden_contents], 1)
+        shown, hidden = by_style.split([shown_contents, hidden_contents], 1)
         parts = [shown.flatten(0, 1)]
         hidden = hidden.flatten(0, 1)
         if len(hidden) + recipe.scenes:
-            scenes = draw_scenes(len(hidden) + recipe.scenes, self.image_shape, random).to(self.device)
-            scenes = torch.clamp(scenes, self.generator.lowest, self.generator.highest)
+            scenes = scenes_within(len(hidden) + recipe.scenes, self.image_shape, self.bounds, random)
             parts += [hide_behind(hidden, scenes[: len(hidden)], random), scenes[len(hidden) :]]
+        if self.imprints is not None:
+            parts.append(self.imprints.draw(recipe.styles * imprinted, recipe.styles * imprinted_hidden, random))
         batch = torch.cat(parts)
         batch = low_pass(batch, recipe.low_pass) if recipe.low_pass else batch
         of_one_class = torch.where(content.second_share == 0, content.labels, UNLABELLED)
-        of_shown = of_one_class[: recipe.student_contents].repeat(recipe.styles)
+        of_shown = of_one_class[:shown_contents].repeat(recipe.styles)
         labels = nn.functional.pad(of_shown, (0, len(batch) - len(of_shown)), value=UNLABELLED)
         return StudentImages(batch.contiguous(memory_format=torch.channels_last), labels, len(of_shown))
 

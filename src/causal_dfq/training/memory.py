@@ -77,7 +77,7 @@ def step_memory(run: Equilibrium) -> StepMemory:
     assert isinstance(synthesis, GeneratorTraining)
     usual, random = run.recipe, run.random.get_state()
     recipes = [
-        replace(usual, generator_contents=4 * n, student_contents=2 * n, hidden_contents=n, scenes=n) for n in (1, 2)
+        replace(usual, generator_contents=4 * n, student_contents=2 * n, hidden_contents=n, scenes=n) for n in (2, 4)
     ]
     peaks = []
     for recipe in recipes:
@@ -136,4 +136,5 @@ def fit_recipe(recipe: Recipe, memory: StepMemory, limit: int) -> Recipe:
         student_contents=max(2, int(student_share * recipe.student_contents)),
         hidden_contents=min(recipe.hidden_contents, max(1, int(student_share * recipe.hidden_contents))),
         scenes=int(student_share * recipe.scenes),
+        pool_batch=max(1, int(generator_share * recipe.pool_batch)),
     )

@@ -37,6 +37,8 @@ _PLAIN_GENERATOR = replace(
 _GDFQ = replace(_PLAIN_GENERATOR, temperature=20.0, label_weight=1.0)
 _POOL = replace(_PLAIN_GENERATOR, class_weight=0.0)
 
+_PLAIN_BUDGETS = {effort: replace(budget, imprint_batches=0) for effort, budget in BUDGETS.items()}
+
 METHODS: Mapping[Method, Components] = {
     "causal": Components("generator", CAUSAL_RECIPE, BUDGETS),
     # Cai et al., CVPR 2020: pixels with P's statistics, then calibration alone.
@@ -50,7 +52,7 @@ METHODS: Mapping[Method, Components] = {
         },
     ),
     # Xu et al., ECCV 2020: a conditional generator, distillation with the classes as labels.
-    "gdfq": Components("generator", _GDFQ, BUDGETS),
+    "gdfq": Components("generator", _GDFQ, _PLAIN_BUDGETS),
     # Jeon et al., CVPR 2023: latents and their generators, swing convolution, reconstruction block by block.
     "genie": Components(
         "latents",
@@ -63,5 +65,7 @@ METHODS: Mapping[Method, Components] = {
     ),
     # ICLR 2025: GDFQ's training on low-pass filtered images, with aligned class activation maps, and labels where P is
     # sure of them.
-    "synq": Components("generator", replace(_GDFQ, low_pass=0.5, attention_weight=50.0, label_confidence=0.5), BUDGETS),
+    "synq": Components(
+        "generator", replace(_GDFQ, low_pass=0.5, attention_weight=50.0, label_confidence=0.5), _PLAIN_BUDGETS
+    ),
 }
