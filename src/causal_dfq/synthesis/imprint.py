@@ -42,7 +42,7 @@ class SpectralChange(nn.Module):
         self.size = (height, width)
 
     def forward(self) -> Tensor:
-        """(N, C, H, W); coefficients of unit variance give it a variance of about 1."""
+        """(N, C, H, W); coefficients of unit variance give it one of about 0.8."""
         spectrum = torch.view_as_complex(self.coefficients) * self.amplitude
         change: Tensor = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
         return change

@@ -1,0 +1,60 @@
+"""A run's imprinted scenes: P sees their classes, they have its statistics, and they join the student's images."""
+
+from dataclasses import replace
+
+import torch
+
+from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.equilibrium import IMPRINT, Equilibrium
+from causal_dfq.training.generator_training import GeneratorTraining
+from causal_dfq.training.imprinting import Imprinting
+from tests.training.test_equilibrium import started
+
+SMALL = Budget(1, 1, 1, student_steps=1, imprint_batches=2, imprint_iterations=40)
+RECIPE = replace(Recipe(), pool_batch=16, rounding_images=0, statistics_weight=4.0)
+
+
+def imprints_of(run: Equilibrium) -> Imprinting:
+    assert isinstance(run.synthesis, GeneratorTraining)
+    assert run.synthesis.imprints is not None
+    return run.synthesis.imprints
+
+
+def test_every_batch_is_seen_as_its_classes_and_comes_nearer_to_the_statistics() -> None:
+    losses = {}
+    for iterations in (1, 40):
+        run = started(replace(SMALL, imprint_iterations=iterations), recipe=RECIPE)
+        run.run_step(0)
+        losses[iterations] = [run.run_step(step) for step in (1, 2)]
+        assert run.phase(2).name == IMPRINT
+    for first, last in zip(losses[1], losses[40], strict=True):
+        assert last["statistics_loss"] < 0.9 * first["statistics_loss"]
+        assert last["class_loss"] < 0.5 * first["class_loss"]
+    imprints = imprints_of(run)
+    with torch.no_grad():
+        seen = run.views.pretrained_logits(imprints.images.float()).argmax(1)
+    assert float((seen == imprints.labels).float().mean()) > 0.9
+    assert len(imprints) == 32
+
+
+def test_the_students_images_hold_their_share_after_those_under_interventions() -> None:
+    run = started(SMALL, recipe=RECIPE)
+    imprints = imprints_of(run)
+    imprints.images.fill_(7.0)
+    drawn = run.student_images(torch.Generator().manual_seed(0))
+    assert len(drawn.images) == RECIPE.student_images
+    is_imprinted = (drawn.images == 7.0).flatten(1).float().mean(1)
+    shown = RECIPE.styles * round(RECIPE.imprinted * RECIPE.student_contents)
+    hidden = RECIPE.styles * round(RECIPE.imprinted * RECIPE.hidden_contents)
+    assert int((is_imprinted == 1).sum()) == shown
+    assert drawn.intervened == RECIPE.styles * RECIPE.student_contents - shown
+    assert bool((is_imprinted[: -(shown + hidden)] == 0).all())
+
+
+def test_a_budget_without_batches_leaves_them_out() -> None:
+    run = started(replace(SMALL, imprint_batches=0), recipe=RECIPE)
+    assert isinstance(run.synthesis, GeneratorTraining)
+    assert run.synthesis.imprints is None
+    assert IMPRINT not in {run.phase(step).name for step in range(run.total_steps)}
+    drawn = run.student_images(torch.Generator().manual_seed(0))
+    assert drawn.intervened == RECIPE.styles * RECIPE.student_contents
