@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from causal_dfq.training.budget import Budget, Recipe
@@ -11,7 +12,7 @@ from causal_dfq.training.imprinting import Imprinting
 from tests.training.test_equilibrium import started
 
 SMALL = Budget(1, 1, 1, student_steps=1, imprint_batches=2, imprint_iterations=40)
-RECIPE = replace(Recipe(), pool_batch=16, rounding_images=0, statistics_weight=4.0)
+RECIPE = replace(Recipe(), pool_batch=16, rounding_images=0)
 
 
 def imprints_of(run: Equilibrium) -> Imprinting:
@@ -20,21 +21,24 @@ def imprints_of(run: Equilibrium) -> Imprinting:
     return run.synthesis.imprints
 
 
-def test_every_batch_is_seen_as_its_classes_and_comes_nearer_to_the_statistics() -> None:
+@pytest.mark.parametrize(("weights", "loss"), [((4.0, 0.0), "statistics_loss"), ((0.0, 1.0), "class_loss")])
+def test_every_batch_comes_nearer_to_what_is_asked(weights: tuple[float, float], loss: str) -> None:
+    recipe = replace(RECIPE, statistics_weight=weights[0], class_weight=weights[1])
     losses = {}
-    for iterations in (1, 40):
-        run = started(replace(SMALL, imprint_iterations=iterations), recipe=RECIPE)
+    for iterations in (1, 80):
+        run = started(replace(SMALL, imprint_iterations=iterations), recipe=recipe)
         run.run_step(0)
-        losses[iterations] = [run.run_step(step) for step in (1, 2)]
+        losses[iterations] = [run.run_step(step)[loss] for step in (1, 2)]
         assert run.phase(2).name == IMPRINT
-    for first, last in zip(losses[1], losses[40], strict=True):
-        assert last["statistics_loss"] < 0.9 * first["statistics_loss"]
-        assert last["class_loss"] < 0.5 * first["class_loss"]
+    assert all(last < 0.8 * first for first, last in zip(losses[1], losses[80], strict=True))
     imprints = imprints_of(run)
-    with torch.no_grad():
-        seen = run.views.pretrained_logits(imprints.images.float()).argmax(1)
-    assert float((seen == imprints.labels).float().mean()) > 0.9
     assert len(imprints) == 32
+    with torch.no_grad():
+        logits = run.views.pretrained_logits(imprints.images.float())
+    # What was made last is what is kept, in half precision and not shifted.
+    if loss == "class_loss":
+        kept = torch.nn.functional.cross_entropy(logits[16:], imprints.labels[16:])
+        assert abs(float(kept) - losses[80][1]) < 0.2 * losses[80][1]
 
 
 def test_the_students_images_hold_their_share_after_those_under_interventions() -> None:
