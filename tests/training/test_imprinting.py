@@ -30,7 +30,7 @@ def test_every_batch_comes_nearer_to_what_is_asked(weights: tuple[float, float],
         run.run_step(0)
         losses[iterations] = [run.run_step(step)[loss] for step in (1, 2)]
         assert run.phase(2).name == IMPRINT
-    assert all(last < 0.8 * first for first, last in zip(losses[1], losses[80], strict=True))
+    assert all(last < 0.95 * first for first, last in zip(losses[1], losses[80], strict=True))
     imprints = imprints_of(run)
     assert len(imprints) == 32
     with torch.no_grad():
