@@ -8,23 +8,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.changed_run import quantize_changed
-from bench.networks import Subject
-from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.equilibrium import Equilibrium
 
 WITHOUT_DISCREPANCY = "causal-without-discrepancy"
 
 
-def quantize_without_discrepancy(
-    subject: Subject, bits: str, protocol: str, effort: str, seed: int
-) -> QuantizedNetwork:
-    """`causal_dfq.quantize` on the same contents and styles, the discrepancy and the contrastive loss left out."""
-
-    def change(run: Equilibrium) -> None:
-        run.recipe = replace(run.recipe, discrepancy_weight=0.0, contrastive_weight=0.0)
-
-    return quantize_changed(subject, bits, protocol, effort, seed, change)
+def leave_out_discrepancy(run: Equilibrium) -> None:
+    """The same contents and styles without the discrepancy and the contrastive loss."""
+    run.recipe = replace(run.recipe, discrepancy_weight=0.0, contrastive_weight=0.0)
 
 
 @dataclass(frozen=True)

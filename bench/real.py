@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.changed_run import quantize_changed
 from bench.networks import Subject
-from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.student_loss import StudentImages
@@ -55,13 +53,7 @@ class RealImages:
         return StudentImages(shifted.contiguous(memory_format=torch.channels_last), self._labels[chosen], 0)
 
 
-def quantize_on_real_images(
-    subject: Subject, bits: str, protocol: str, effort: str, seed: int, folder: Path
-) -> QuantizedNetwork:
-    """`causal_dfq.quantize` with real images; the causal losses, which need interventions, are left out."""
-
-    def change(run: Equilibrium) -> None:
-        run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
-        run.budget = replace(run.budget, imprint_batches=0)
-
-    return quantize_changed(subject, bits, protocol, effort, seed, change)
+def train_on_real_images(run: Equilibrium, subject: Subject, folder: Path) -> None:
+    """Real images in the place of synthesis; the causal losses, which need interventions, fall away."""
+    run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
+    run.budget = replace(run.budget, imprint_batches=0)

@@ -25,7 +25,7 @@ from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
-from causal_dfq.training.budget import Budget, Recipe, budget_for, pays_for_compilation, recipe_for
+from causal_dfq.training.budget import Budget, Recipe, pays_for_compilation, recipe_for
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
 from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.memory import fit_recipe, step_memory
@@ -187,7 +187,7 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
         NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
-        chosen_budget(options, prepared.classes),
+        chosen_budget(options),
         chosen_recipe(options),
         options.seed,
         device,
@@ -200,9 +200,9 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
     return run
 
 
-def chosen_budget(options: Options, classes: int) -> Budget:
-    """The budget of the options' method and effort for a network of so many classes."""
-    return budget_for(options.effort, classes, METHODS[options.method].budgets)
+def chosen_budget(options: Options) -> Budget:
+    """The budget of the options' method and effort for their images."""
+    return METHODS[options.method].budgets_for(options.input_shape)[options.effort]
 
 
 def chosen_recipe(options: Options) -> Recipe:
@@ -287,7 +287,7 @@ def _record(
         device=str(device),
         threads=torch.get_num_threads(),
         versions=versions(),
-        budget=asdict(chosen_budget(options, prepared.classes)),
+        budget=asdict(chosen_budget(options)),
         recipe=asdict(recipe),
         steps=steps,
         seconds=seconds,

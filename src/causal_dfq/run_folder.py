@@ -183,7 +183,7 @@ def _settings(options: Options, digest: str) -> dict[str, str]:
 
 def _surroundings(prepared: PreparedNetwork, options: Options, device: torch.device) -> dict[str, str]:
     """What else decides the bits of a run; an unfinished one cannot go on under another."""
-    budget, recipe = asdict(chosen_budget(options, prepared.classes)), asdict(chosen_recipe(options))
+    budget, recipe = asdict(chosen_budget(options)), asdict(chosen_recipe(options))
     return {"device": device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
 
 

@@ -66,8 +66,9 @@ def test_quantize_writes_the_files_and_nothing_else(finished: Path) -> None:
 
 def test_log_holds_every_step_with_losses_and_equilibrium_quantities(finished: Path) -> None:
     lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 14))
-    assert [line["phase"] for line in lines] == ["warm-up"] * 3 + ["equilibrium"] * 4 + ["finish"] * 6
+    assert [line["step"] for line in lines] == list(range(1, 15))
+    phases = ["warm-up"] * 3 + ["calibration"] + ["equilibrium"] * 4 + ["finish"] * 6
+    assert [line["phase"] for line in lines] == phases
     assert {"class_loss", "statistics_loss", "invariance_loss", "diversity_loss"} <= set(lines[0])
     assert {"discrepancy", "sensitivity_pretrained", "sensitivity_quantized"} <= set(lines[-1])
 
@@ -134,7 +135,7 @@ def test_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -> 
     assert process.returncode == 0
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 14))
+    assert steps == list(range(1, 15))
 
 
 def test_interrupt_tells_how_to_go_on(tmp_path: Path) -> None:

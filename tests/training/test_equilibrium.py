@@ -11,14 +11,13 @@ from causal_dfq.config import Protocol, make_options
 from causal_dfq.pipeline import prepare, resolve_device
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.training import equilibrium
-from causal_dfq.training.budget import BUDGETS, Budget, Recipe, budget_for
+from causal_dfq.training.budget import BUDGETS, Budget, Recipe
 from causal_dfq.training.equilibrium import Equilibrium
+from causal_dfq.training.methods import METHODS
 from causal_dfq.training.views import NetworkViews
 from tests.networks import Residual, trained
 
 BOUNDS = ((-2.0,) * 3, (2.0,) * 3)
-# Warm-up, equilibrium and finish alone.
-ALTERNATION = Recipe(rounding_images=0)
 
 
 def started(
@@ -27,7 +26,7 @@ def started(
     options = make_options(bits=bits, input_shape=(3, 8, 8), protocol=protocol)
     prepared = prepare(trained(Residual()), options)
     views = NetworkViews(prepared.captured, prepared.folded, prepared.quantized)
-    return Equilibrium(views, (3, 8, 8), BOUNDS, budget, recipe or ALTERNATION, 0, resolve_device("cpu"))
+    return Equilibrium(views, (3, 8, 8), BOUNDS, budget, recipe or Recipe(), 0, resolve_device("cpu"))
 
 
 def snapshot(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -41,7 +40,7 @@ def moved(module: torch.nn.Module, before: list[torch.Tensor]) -> bool:
 def test_phases_follow_the_budget() -> None:
     run = started(Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_steps=2))
     assert [run.phase(step).name for step in range(run.total_steps)] == [
-        *("warm-up", "warm-up"),
+        *("warm-up", "warm-up", "calibration"),
         *("equilibrium", "equilibrium", "equilibrium"),
         *("finish", "finish", "finish"),
     ]
@@ -57,8 +56,8 @@ def test_each_step_trains_the_network_whose_turn_it_is(monkeypatch: pytest.Monke
         generator, quantized = snapshot(run.synthesis.state), snapshot(run.quantized)
         run.run_step(step)
         turns.append("G" * moved(run.synthesis.state, generator) + "Q" * moved(run.quantized, quantized))
-    # The warm-up ends with the calibration, which sets the grids of Q.
-    assert turns == ["GQ", "G", "Q", "Q", "G", "Q", "Q", "G", "Q", "Q"]
+    # The calibration, which sets the grids of Q, follows the warm-up.
+    assert turns == ["G", "Q", "G", "Q", "Q", "G", "Q", "Q", "G", "Q", "Q"]
 
 
 def test_the_learning_rate_falls_in_the_finish_alone() -> None:
@@ -67,8 +66,8 @@ def test_the_learning_rate_falls_in_the_finish_alone() -> None:
     for step in range(run.total_steps):
         run.run_step(step)
         rates.append(run.student_optimizer.param_groups[0]["lr"] / Recipe().step_size_lr)
-    assert rates[2:5:2] == [1, 1]
-    assert rates[6::2] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(1, 20, 2)])
+    assert rates[3:6:2] == [1, 1]
+    assert rates[7::2] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(1, 20, 2)])
     assert {group["lr"] for group in run.synthesis.optimizer.param_groups} == {
         Recipe().equilibrium_rate * Recipe().generator_lr
     }
@@ -80,16 +79,16 @@ def test_efforts_are_ordered() -> None:
         assert getattr(fast, name) < getattr(balanced, name) < getattr(best, name)
 
 
-def test_budget_grows_with_the_classes_up_to_a_hundred() -> None:
-    few, many = budget_for("balanced", 10), budget_for("balanced", 69)
-    assert budget_for("balanced", 2) == few == BUDGETS["balanced"]
-    for name in ("equilibrium_rounds", "finish_rounds"):
-        # 6.9 to the power 0.36 is 2.004.
-        assert getattr(many, name) == round(2.004 * getattr(few, name))
-    for name in ("warmup_steps", "student_steps"):
-        assert getattr(many, name) == getattr(few, name)
-    assert budget_for("balanced", 1000) == budget_for("balanced", 100)
-    assert budget_for("best", 100) == BUDGETS["best"]
+def test_images_beyond_64_pixels_are_rounded_on_instead_of_trained_on() -> None:
+    causal = METHODS["causal"]
+    for effort in BUDGETS:
+        small, large = causal.budgets_for((3, 64, 64))[effort], causal.budgets_for((3, 64, 65))[effort]
+        assert small == BUDGETS[effort]
+        assert small.equilibrium_rounds + small.finish_rounds > 0
+        assert large.equilibrium_rounds + large.finish_rounds == 0
+        assert large.rounding_images > 0
+    gdfq = METHODS["gdfq"]
+    assert gdfq.budgets_for((3, 224, 224)) is gdfq.budgets_for((3, 32, 32))
 
 
 def test_generator_comes_to_show_the_class_and_the_statistics() -> None:
@@ -138,7 +137,7 @@ def test_weights_move_in_units_of_their_step_size() -> None:
 
 def test_metrics_are_finite_and_complete() -> None:
     run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
-    metrics = run.run_step(0) | run.run_step(1) | run.run_step(2)
+    metrics = run.run_step(0) | run.run_step(1) | run.run_step(2) | run.run_step(3)
     assert {"discrepancy", "sensitivity_pretrained", "sensitivity_quantized", "content_rate", "agreement"} <= set(
         metrics
     )
@@ -158,7 +157,7 @@ def test_the_finish_begins_by_sharing_step_sizes_if_q_comes_nearer_to_p(monkeypa
 
     monkeypatch.setattr(equilibrium, "share_step_sizes", record)
     for step in range(run.total_steps):
-        assert len(seen) == (1 if step > 3 else 0)
+        assert len(seen) == (1 if step > 4 else 0)
         run.run_step(step)
     (before, after) = seen[0]
     assert 0 < before < after
@@ -166,7 +165,6 @@ def test_the_finish_begins_by_sharing_step_sizes_if_q_comes_nearer_to_p(monkeypa
 
 def test_weights_left_in_float_take_no_gradient() -> None:
     run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1), "w32a4")
-    run.run_step(0)
-    run.run_step(1)
-    run.run_step(2)
+    for step in range(4):
+        run.run_step(step)
     assert all(parameter.grad is None for parameter in run.quantized.get_submodule("layers").parameters())

@@ -12,7 +12,7 @@ from causal_dfq.training.imprinting import Imprinting
 from tests.training.test_equilibrium import started
 
 SMALL = Budget(1, 1, 1, student_steps=1, imprint_batches=2, imprint_iterations=40)
-RECIPE = replace(Recipe(), pool_batch=16, rounding_images=0)
+RECIPE = replace(Recipe(), pool_batch=16)
 
 
 def imprints_of(run: Equilibrium) -> Imprinting:

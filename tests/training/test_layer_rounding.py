@@ -8,19 +8,20 @@ import torch
 from causal_dfq.config import Protocol
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.quantizer.affine import integer_range
-from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.budget import Budget
 from causal_dfq.training.equilibrium import ROUNDING, Equilibrium
 from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, quantizer_of
 from causal_dfq.training.unit_walk import reconstruction_units
 from tests.training.test_equilibrium import snapshot, started
 
-SMALL = Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_steps=1)
-WITH_ROUNDING = Recipe(rounding_images=128)
+SMALL = Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_steps=1, rounding_images=128)
+# The warm-up and the calibration come before.
+FIRST = SMALL.warmup_steps + 1
 
 
 def calibrated(bits: str, protocol: Protocol = "deploy") -> tuple[Equilibrium, torch.Tensor]:
-    run = started(SMALL, bits, WITH_ROUNDING, protocol)
-    for step in range(SMALL.warmup_steps):
+    run = started(SMALL, bits, protocol=protocol)
+    for step in range(FIRST):
         run.run_step(step)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -44,9 +45,9 @@ def test_units_come_nearer_to_their_targets_and_codes_stay_in_their_range(protoc
 def test_it_is_a_phase_with_a_step_for_each_unit_after_which_rates_follow_the_step_sizes() -> None:
     run, _ = calibrated("w3a8")
     units = len(reconstruction_units(run.views.folded))
-    assert [run.phase(2 + step).name for step in range(units)] == [ROUNDING] * units
-    assert run.phase(2 + units).name != ROUNDING
-    for step in range(2, 2 + units):
+    assert [run.phase(FIRST + step).name for step in range(units)] == [ROUNDING] * units
+    assert run.phase(FIRST + units).name != ROUNDING
+    for step in range(FIRST, FIRST + units):
         metrics = run.run_step(step)
     assert set(metrics) == {"unit_error_before", "unit_error_after"}
     name, layer = next(iter(run.quantized.get_submodule(LAYERS).named_children()))
@@ -58,9 +59,9 @@ def test_it_is_a_phase_with_a_step_for_each_unit_after_which_rates_follow_the_st
 
 
 def test_without_rounding_images_there_is_no_such_phase() -> None:
-    run = started(SMALL, "w3a8", WITH_ROUNDING)
+    run = started(SMALL, "w3a8")
     before = run.total_steps
-    run.recipe = replace(run.recipe, rounding_images=0)
+    run.budget = replace(run.budget, rounding_images=0)
     assert run.total_steps == before - len(reconstruction_units(run.views.folded))
 
 

@@ -15,11 +15,14 @@ from causal_dfq.training.unit_walk import reconstruction_units
 from tests.training.test_equilibrium import snapshot, started
 
 SMALL = Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1, reconstruction_iterations=60)
+# The warm-up and the calibration come before.
+FIRST = SMALL.warmup_steps + 1
 
 
 def calibrated(bits: str = "w3a4") -> tuple[Equilibrium, torch.Tensor]:
     run = started(SMALL, bits)
-    run.run_step(0)
+    for step in range(FIRST):
+        run.run_step(step)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         return run, torch.cat([run.student_images(random).images for _ in range(3)])
@@ -68,18 +71,18 @@ def test_the_same_seed_gives_the_same_bits_and_skipping_meets_the_same_values() 
 
 def test_it_is_a_phase_of_a_run_with_a_step_for_each_unit() -> None:
     run = started(SMALL)
-    run.recipe = replace(run.recipe, rounding_images=0, reconstruction_images=64)
+    run.recipe = replace(run.recipe, reconstruction_images=64)
     units = reconstruction_units(run.views.folded)
     names = [run.phase(step).name for step in range(run.total_steps)]
-    assert names[1 : 1 + len(units)] == [RECONSTRUCTION] * len(units)
-    assert RECONSTRUCTION not in names[1 + len(units) :]
+    assert names[FIRST : FIRST + len(units)] == [RECONSTRUCTION] * len(units)
+    assert RECONSTRUCTION not in names[FIRST + len(units) :]
     generator = None
-    for step in range(1 + len(units)):
+    for step in range(FIRST + len(units)):
         metrics = run.run_step(step)
         generator = generator or snapshot(run.synthesis.state)
     assert set(metrics) == {"unit_error_before", "unit_error_after"}
     assert all(torch.equal(a, b) for a, b in zip(generator, snapshot(run.synthesis.state), strict=True))
-    run.run_step(1 + len(units))
+    run.run_step(FIRST + len(units))
 
 
 def test_a_share_of_the_values_passes_unrounded() -> None:

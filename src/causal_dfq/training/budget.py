@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from causal_dfq.config import Effort
@@ -14,9 +13,10 @@ class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
     A warm-up step trains the generator once. An imprint step makes one of the `imprint_batches` of imprinted scenes, in
-    `imprint_iterations`; with 0 batches there are none. A rounding step rounds the layers of one unit of the quantized
-    network; a reconstruction step fits one in `reconstruction_iterations`, and with 0 there is none. A round, of the
-    equilibrium or of the finish, trains the generator once, then the quantized network `student_steps` times.
+    `imprint_iterations`. A rounding step rounds the layers of one unit of the quantized network on all imprinted
+    scenes and at least so many `rounding_images` of the student's mix. A reconstruction step fits one unit in
+    `reconstruction_iterations`. With 0 of these there is no such step. A round, of the equilibrium or of the finish,
+    trains the generator once, then the quantized network `student_steps` times.
     """
 
     warmup_steps: int
@@ -25,6 +25,7 @@ class Budget:
     student_steps: int = 6
     imprint_batches: int = 0
     imprint_iterations: int = 0
+    rounding_images: int = 0
     reconstruction_iterations: int = 0
 
     @property
@@ -43,34 +44,21 @@ class Budget:
         return self.finish_rounds * self.steps_per_round
 
 
+# Rounding in closed form is worth as much as some thirty rounds. Training that goes on for longer does better from the
+# weights as they were [ours].
 BUDGETS: dict[Effort, Budget] = {
-    "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40),
-    "balanced": Budget(160, 45, 140, imprint_batches=8, imprint_iterations=60),
-    "best": Budget(400, 200, 700, imprint_batches=16, imprint_iterations=80),
+    "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40, rounding_images=512),
+    "balanced": Budget(100, 15, 60, imprint_batches=4, imprint_iterations=50),
+    "best": Budget(400, 60, 300, imprint_batches=8, imprint_iterations=160),
 }
 
-
-_CLASSES = 10
-_MOST_CLASSES = 100
-_GROWTH = 0.36
-
-
-def budget_for(effort: Effort, classes: int, budgets: Mapping[Effort, Budget] = BUDGETS) -> Budget:
-    """The budget of an effort for a network of so many classes.
-
-    `budgets` holds those for ten classes or fewer. More classes are more contents to learn: the rounds of both
-    phases of `balanced` grow with their number to the power 0.36, up to a hundred classes. `fast` is to be fast
-    whatever the network, and `best` has rounds enough for all [ours].
-    """
-    budget = budgets[effort]
-    if effort != "balanced":
-        return budget
-    growth = (min(max(classes, _CLASSES), _MOST_CLASSES) / _CLASSES) ** _GROWTH
-    return replace(
-        budget,
-        equilibrium_rounds=round(growth * budget.equilibrium_rounds),
-        finish_rounds=round(growth * budget.finish_rounds),
-    )
+# For images of more than 64x64 pixels. The batches of training that a CPU can afford there are so small that they lose
+# what rounding in closed form has won; and where a generator has learned no class yet, imprinted scenes have [ours].
+LARGE_IMAGE_BUDGETS: dict[Effort, Budget] = {
+    "fast": Budget(20, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
+    "balanced": Budget(30, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
+    "best": Budget(40, 0, 0, imprint_batches=8, imprint_iterations=240, rounding_images=32),
+}
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,9 @@ class Recipe:
     """Batch sizes, loss weights and learning rates, the same for every network and effort.
 
     A batch of the quantized network holds `student_contents` under `styles` each, `hidden_contents` under
-    `styles` each that lie partly behind scenes, and `scenes` alone. The `rounding_images` and the
-    `reconstruction_images`, at least so many, are of the same mix; with no `rounding_images` nothing is rounded in
-    closed form. A share `blended` of the contents lies between two classes. A share `imprinted` of the images with a
-    content are imprinted scenes, where the budget has such, of which `pool_batch` are made at a time.
+    `styles` each that lie partly behind scenes, and `scenes` alone; the `reconstruction_images` are of the same
+    mix. A share `blended` of the contents lies between two classes. A share `imprinted` of the images with a content
+    are imprinted scenes, where the budget has such, of which `pool_batch` are made at a time.
 
     Chosen on the development images of CIFAR-10 and CIFAR-100 [ours]. Learning rates of weights are in
     units of the layer's mean step size, those of step sizes are relative, those of zero points are in
@@ -92,7 +79,6 @@ class Recipe:
     student_contents: int = 18
     hidden_contents: int = 12
     scenes: int = 4
-    rounding_images: int = 512
     reconstruction_images: int = 1024
     pool_images: int = 1024
     pool_batch: int = 128
@@ -132,7 +118,6 @@ class Recipe:
             # What a recipe leaves out stays out.
             hidden_contents=min(self.hidden_contents, max(1, round(share * self.hidden_contents))),
             scenes=min(self.scenes, max(1, round(share * self.scenes))),
-            rounding_images=min(self.rounding_images, max(128, round(share * self.rounding_images))),
             reconstruction_images=max(64, round(share * self.reconstruction_images)),
             pool_images=max(64, round(share * self.pool_images)),
             pool_batch=max(16, round(share * self.pool_batch)),
@@ -158,11 +143,20 @@ CAUSAL_RECIPE = Recipe()
 def recipe_for(image_shape: tuple[int, int, int], full: Recipe = CAUSAL_RECIPE) -> Recipe:
     """The recipe for images (C, H, W).
 
-    A recipe holds the batches for images of up to 64x64 pixels. Larger ones have more places each, which
-    show statistics and rounding alike: batches shrink as the sides grow, their mix stays [ours].
+    A recipe holds the batches for images of up to 64x64 pixels. Larger ones have more places each, which show
+    statistics and rounding alike: batches shrink as the sides grow, their mix stays, but that all contents of the
+    quantized network are imprinted ones, where there are such [ours].
     """
+    if not is_large(image_shape):
+        return full
     _, height, width = image_shape
-    return full.shrunk(min(1.0, math.sqrt(_FULL_AREA / (height * width))))
+    return replace(full.shrunk(math.sqrt(_FULL_AREA / (height * width))), imprinted=1.0)
+
+
+def is_large(image_shape: tuple[int, int, int]) -> bool:
+    """Whether images (C, H, W) are larger than those that a recipe holds the batches for."""
+    _, height, width = image_shape
+    return height * width > _FULL_AREA
 
 
 # Pixels that the quantized network sees in a run.

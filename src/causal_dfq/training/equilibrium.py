@@ -2,6 +2,7 @@
 
     warm-up          G alone: images that P takes for its training images
     imprint          scenes changed until P sees classes in them
+    calibration      Q's ranges, on images of both kinds
     rounding         Q's weights layer by layer in closed form, on images of the warmed-up G
     reconstruction   Q unit by unit by gradient steps, on such images
     equilibrium      G, then Q, in turn
@@ -36,9 +37,10 @@ from causal_dfq.training.unit_walk import UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
 
 Metrics = dict[str, float]
-WARMUP, IMPRINT, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
+WARMUP, IMPRINT, CALIBRATION, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
     "warm-up",
     "imprint",
+    "calibration",
     "rounding",
     "reconstruction",
     "equilibrium",
@@ -109,7 +111,7 @@ class Equilibrium:
 
     @property
     def steps_before_calibration(self) -> int:
-        """Steps that make images, after the last of which the activation quantizers are calibrated."""
+        """Steps that make images; they do not depend on Q."""
         return self.budget.warmup_steps + self.budget.imprint_batches
 
     @property
@@ -124,7 +126,8 @@ class Equilibrium:
         return (
             (WARMUP, budget.warmup_steps),
             (IMPRINT, budget.imprint_batches),
-            (ROUNDING, self._unit_count if self.recipe.rounding_images else 0),
+            (CALIBRATION, 1),
+            (ROUNDING, self._unit_count if budget.rounding_images else 0),
             (RECONSTRUCTION, self._unit_count if budget.reconstruction_iterations else 0),
             (EQUILIBRIUM, budget.equilibrium_steps),
             (FINISH, budget.finish_steps),
@@ -145,11 +148,13 @@ class Equilibrium:
     def run_step(self, step: int) -> Metrics:
         """One step of the algorithm; returns its losses and measured quantities."""
         phase = self.phase(step)
-        if phase.name in (WARMUP, IMPRINT):
-            metrics = self.warm_up(phase.position) if phase.name == WARMUP else self._imprint(phase.step)
-            if step == self.steps_before_calibration - 1:
-                self.calibrate()
-            return metrics
+        if phase.name == WARMUP:
+            return self.warm_up(phase.position)
+        if phase.name == IMPRINT:
+            return self._imprint(phase.step)
+        if phase.name == CALIBRATION:
+            self.calibrate()
+            return {}
         if phase.name in (ROUNDING, RECONSTRUCTION):
             return self._fit_unit(phase)
         if phase.name == FINISH and phase.step == 0:
@@ -177,7 +182,10 @@ class Equilibrium:
         return {"unit_error_before": fit.before, "unit_error_after": fit.after}
 
     def _rounding(self) -> UnitWalk:
-        images = self._images_apart(self.recipe.rounding_images)
+        images = self._images_apart(self.budget.rounding_images)
+        imprints = self.synthesis.imprints if isinstance(self.synthesis, GeneratorTraining) else None
+        if imprints is not None:
+            images = torch.cat([images, imprints.images.float()])
         return layer_rounding(self.views, images, RoundingSettings(), self.seed)
 
     def _reconstruction(self) -> UnitWalk:

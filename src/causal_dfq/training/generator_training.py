@@ -162,20 +162,25 @@ class GeneratorTraining:
         imprinted, imprinted_hidden = (round(share * n) for n in (recipe.student_contents, recipe.hidden_contents))
         shown_contents = recipe.student_contents - imprinted
         hidden_contents = recipe.hidden_contents - imprinted_hidden
-        content, images = self.interventions(shown_contents + hidden_contents, recipe, random)
-        by_style = images.unflatten(0, (recipe.styles, -1))
-        shown, hidden = by_style.split([shown_contents, hidden_contents], 1)
-        parts = [shown.flatten(0, 1)]
-        hidden = hidden.flatten(0, 1)
+        parts: list[Tensor] = []
+        of_shown = torch.empty(0, dtype=torch.int64, device=self.device)
+        hidden = torch.empty(0, *self.image_shape, device=self.device)
+        if shown_contents + hidden_contents:
+            content, images = self.interventions(shown_contents + hidden_contents, recipe, random)
+            by_style = images.unflatten(0, (recipe.styles, -1))
+            shown, hidden = (part.flatten(0, 1) for part in by_style.split([shown_contents, hidden_contents], 1))
+            parts.append(shown)
+            of_one_class = torch.where(content.second_share == 0, content.labels, UNLABELLED)
+            of_shown = of_one_class[:shown_contents].repeat(recipe.styles)
         if len(hidden) + recipe.scenes:
             scenes = scenes_within(len(hidden) + recipe.scenes, self.image_shape, self.bounds, random)
-            parts += [hide_behind(hidden, scenes[: len(hidden)], random), scenes[len(hidden) :]]
+            if len(hidden):
+                parts.append(hide_behind(hidden, scenes[: len(hidden)], random))
+            parts.append(scenes[len(hidden) :])
         if self.imprints is not None:
             parts.append(self.imprints.draw(recipe.styles * imprinted, recipe.styles * imprinted_hidden, random))
         batch = torch.cat(parts)
         batch = low_pass(batch, recipe.low_pass) if recipe.low_pass else batch
-        of_one_class = torch.where(content.second_share == 0, content.labels, UNLABELLED)
-        of_shown = of_one_class[:shown_contents].repeat(recipe.styles)
         labels = nn.functional.pad(of_shown, (0, len(batch) - len(of_shown)), value=UNLABELLED)
         return StudentImages(batch.contiguous(memory_format=torch.channels_last), labels, len(of_shown))
 

@@ -6,17 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from causal_dfq.config import Effort, Method
-from causal_dfq.training.budget import BUDGETS, CAUSAL_RECIPE, Budget, Recipe
+from causal_dfq.training.budget import BUDGETS, CAUSAL_RECIPE, LARGE_IMAGE_BUDGETS, Budget, Recipe, is_large
 from causal_dfq.training.pool_training import Synthesis
 
 
 @dataclass(frozen=True)
 class Components:
-    """What a method is made of: where its images come from, the weights of its losses, and its steps by effort."""
+    """What a method is made of: where its images come from, the weights of its losses, and its steps by effort.
+
+    `large_image_budgets` are those for images of more than 64x64 pixels, where they differ.
+    """
 
     synthesis: Synthesis
     recipe: Recipe
     budgets: Mapping[Effort, Budget]
+    large_image_budgets: Mapping[Effort, Budget] | None = None
+
+    def budgets_for(self, image_shape: tuple[int, int, int]) -> Mapping[Effort, Budget]:
+        """The budgets for images (C, H, W)."""
+        if self.large_image_budgets is not None and is_large(image_shape):
+            return self.large_image_budgets
+        return self.budgets
 
 
 # One noise a content, no blends and no scenes: images of single classes alone.
@@ -26,7 +36,6 @@ _PLAIN_GENERATOR = replace(
     hidden_contents=0,
     scenes=0,
     student_contents=32,
-    rounding_images=0,
     invariance_weight=0.0,
     diversity_weight=0.0,
     variation_weight=0.0,
@@ -37,10 +46,10 @@ _PLAIN_GENERATOR = replace(
 _GDFQ = replace(_PLAIN_GENERATOR, temperature=20.0, label_weight=1.0)
 _POOL = replace(_PLAIN_GENERATOR, class_weight=0.0)
 
-_PLAIN_BUDGETS = {effort: replace(budget, imprint_batches=0) for effort, budget in BUDGETS.items()}
+_PLAIN_BUDGETS = {effort: replace(budget, imprint_batches=0, rounding_images=0) for effort, budget in BUDGETS.items()}
 
 METHODS: Mapping[Method, Components] = {
-    "causal": Components("generator", CAUSAL_RECIPE, BUDGETS),
+    "causal": Components("generator", CAUSAL_RECIPE, BUDGETS, LARGE_IMAGE_BUDGETS),
     # Cai et al., CVPR 2020: pixels with P's statistics, then calibration alone.
     "zeroq": Components(
         "pixels",
