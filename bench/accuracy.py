@@ -176,7 +176,7 @@ def kept_runs(results: Path, again: bool) -> list[dict[str, Any]]:
 
 def main(
     shared: Annotated[Path, typer.Option(help="Folder with data/ and checkpoints/.")] = ROOT.parent / "shared",
-    only: Annotated[str, typer.Option(help="Only rows whose network, protocol and bits contain this.")] = "",
+    only: Annotated[str, typer.Option(help="Only rows whose network, protocol and bits contain one of these.")] = "",
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "causal",
     efforts: Annotated[str, typer.Option(help="Comma-separated.")] = "best",
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
@@ -197,7 +197,8 @@ def main(
     origin = describe()
     runs = kept_runs(out, again)
     known = {tuple(run[name] for name in _KEY) for run in runs}
-    rows = [index for index, row in enumerate(ROWS) if only in f"{row.network} {row.protocol} {row.bits}"]
+    names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
+    rows = [index for index in _networks_in_turn() if any(part in names[index] for part in only.split(","))]
     wanted = [
         (index, method, effort, int(seed))
         for seed in seeds.split(",")
@@ -224,6 +225,12 @@ def main(
             write_text(out, json.dumps({**origin, "rows": summarize(runs), "runs": runs}, indent=1) + "\n")
     # A narrow terminal would cut the names of the networks.
     Console(width=max(Console().width, 130)).print(render(summarize(runs)))
+
+
+def _networks_in_turn() -> list[int]:
+    """The numbers of the rows: side by side run different networks, of which none waits for the other's images."""
+    place = {index: sum(row.network == ROWS[index].network for row in ROWS[:index]) for index in range(len(ROWS))}
+    return sorted(place, key=place.__getitem__)
 
 
 def _key(row: Row, method: str, effort: str, seed: int) -> tuple[str | int, ...]:
