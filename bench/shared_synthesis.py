@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from causal_dfq.files import detached_state, write_tensors
-from causal_dfq.fusion import fusion
+from causal_dfq.pipeline import arithmetic
 from causal_dfq.training.checkpoint import restore_state, run_state
 from causal_dfq.training.equilibrium import Equilibrium
 
@@ -29,8 +29,8 @@ def synthesize(run: Equilibrium, path: Path) -> float:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             started = time.monotonic()
-            with fusion(run.device):
-                for step in range(run.steps_before_calibration):
+            for step in range(run.steps_before_calibration):
+                with arithmetic(run):
                     run.run_step(step)
             state = {name: value for name, value in run_state(run).items() if name.startswith(_OF_SYNTHESIS)}
             seconds = time.monotonic() - started

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -210,15 +211,20 @@ def chosen_recipe(options: Options) -> Recipe:
     return recipe_for(options.input_shape, METHODS[options.method].recipe)
 
 
+def arithmetic(run: Equilibrium) -> contextlib.AbstractContextManager[Any]:
+    """Compiled where that pays for itself in the whole run."""
+    is_compiled = pays_for_compilation(run.budget, run.recipe, run.image_shape)
+    return fusion(run.device) if is_compiled else contextlib.nullcontext()
+
+
 def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     """Runs the remaining steps; after each, the run can be saved or left.
 
     The causal analysis joins the metrics when Q is calibrated and not yet trained, and after the last step.
     """
     keep_freed_memory()
-    is_compiled = pays_for_compilation(run.budget, run.recipe, run.image_shape)
     for step in range(steps_done, run.total_steps):
-        with fusion(run.device) if is_compiled else contextlib.nullcontext():
+        with arithmetic(run):
             metrics = run.run_step(step)
         if step in (run.steps_before_calibration - 1, run.total_steps - 1) and isinstance(
             run.synthesis, GeneratorTraining
