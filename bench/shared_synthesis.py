@@ -13,7 +13,7 @@ from causal_dfq.pipeline import arithmetic
 from causal_dfq.training.checkpoint import restore_state, run_state
 from causal_dfq.training.equilibrium import Equilibrium
 
-_OF_SYNTHESIS = ("generator.", "generator_optimizer.", "random")
+_OF_SYNTHESIS = ("generator.", "generator_optimizer.", "imprint_optimizer.", "random")
 _SECONDS = "seconds"
 
 

@@ -166,15 +166,20 @@ def draw_against_bits(entries: list[dict[str, Any]], path: Path) -> None:
 
 
 def origin_section(results: dict[str, Any]) -> str:
-    """Command, machine, versions, and the commits that the runs are of."""
-    machine = results["machine"]
-    commits = sorted({run["commit"][:10] for run in results["runs"]})
+    """Commands, machine, versions, the commits that the runs are of, and how many ran side by side."""
+    machine, runs = results["machine"], results["runs"]
+    commits = sorted({run["commit"][:10] for run in runs})
+    threads = sorted({run["threads"] for run in runs})
+    commands = list(dict.fromkeys(run["origin"]["command"] for run in runs))
     return "\n".join(
         [
             "## Origin",
             "",
-            f"`{results['command']}` and the like, one process a run: {machine['cores']} cores of an "
-            f"{machine['processor']}, torch {results['versions']['torch']}; commits {', '.join(commits)}.",
+            f"{machine['cores']} cores of an {machine['processor']}, torch {results['versions']['torch']}; commits "
+            f"{', '.join(commits)}; one process a run, {' or '.join(map(str, threads))} threads each. Runs that share "
+            "their images count the time of making them each.",
+            "",
+            *(f"    {command}" for command in commands),
         ]
     )
 

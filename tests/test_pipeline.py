@@ -108,7 +108,7 @@ def test_on_step_hears_every_step() -> None:
     ]
 
 
-@pytest.mark.parametrize("done", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14])
+@pytest.mark.parametrize("done", [1, 2, 3, 5, 6, 8, 9, 10, 12, 13, 15, 16, 18])
 def test_a_restored_run_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(budget.BUDGETS, "fast", replace(SMALL, imprint_batches=2, imprint_iterations=3))
     assert_restored_run_ends_with_the_same_bits(done, monkeypatch)

@@ -28,6 +28,7 @@ from causal_dfq.pipeline import StepReport, chosen_recipe, resolve_device
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.analysis import PREFIX
 from causal_dfq.training.budget import Recipe
+from causal_dfq.training.equilibrium import EQUILIBRIUM, FINISH, IMPRINT, RECONSTRUCTION, ROUNDING, WARMUP
 from causal_dfq.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -266,20 +267,20 @@ class _StepProgress:
         self._metrics |= report.metrics
         elapsed = self._bar.tasks[0].elapsed or 0.0
         rate = (report.step - self._first_step) / elapsed if elapsed else 0.0
-        note = f"{rate:.1f} step/s  " + _describe(self._metrics)
+        note = f"{rate:.1f} step/s  " + _describe(report.phase.name, self._metrics)
         self._bar.update(self._task, completed=report.step, description=report.phase.name, note=note)
 
 
-def _describe(metrics: dict[str, float]) -> str:
-    if "discrepancy" in metrics:
+def _describe(phase: str, metrics: dict[str, float]) -> str:
+    if phase in (WARMUP, IMPRINT) and "statistics_loss" in metrics:
+        return f"class {metrics['class_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
+    if phase in (ROUNDING, RECONSTRUCTION) and "unit_error_after" in metrics:
+        return f"unit error {metrics['unit_error_before']:.4f} to {metrics['unit_error_after']:.4f}"
+    if phase in (EQUILIBRIUM, FINISH) and "discrepancy" in metrics:
         return (
             f"loss {metrics['student_loss']:.3f}  discrepancy {metrics['discrepancy']:.3f}  "
             f"sensitivity P {metrics['sensitivity_pretrained']:.3f} Q {metrics['sensitivity_quantized']:.3f}"
         )
-    if "unit_error_after" in metrics:
-        return f"unit error {metrics['unit_error_before']:.4f} to {metrics['unit_error_after']:.4f}"
-    if "generator_loss" in metrics:
-        return f"loss {metrics['generator_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
     return ""
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from causal_dfq.training.budget import Budget, Recipe
-from causal_dfq.training.equilibrium import IMPRINT, Equilibrium
+from causal_dfq.training.equilibrium import CALIBRATION, IMPRINT, Equilibrium
 from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.imprinting import Imprinting
 from tests.training.test_equilibrium import started
@@ -28,8 +28,10 @@ def test_every_batch_comes_nearer_to_what_is_asked(weights: tuple[float, float],
     for iterations in (1, 80):
         run = started(replace(SMALL, imprint_iterations=iterations), recipe=recipe)
         run.run_step(0)
-        losses[iterations] = [run.run_step(step)[loss] for step in (1, 2)]
-        assert run.phase(2).name == IMPRINT
+        found = [run.run_step(1 + step)[loss] for step in range(2 * iterations)]
+        losses[iterations] = found[iterations - 1 :: iterations]
+        assert run.phase(2 * iterations).name == IMPRINT
+        assert run.phase(1 + 2 * iterations).name == CALIBRATION
     assert all(last < 0.95 * first for first, last in zip(losses[1], losses[80], strict=True))
     imprints = imprints_of(run)
     assert len(imprints) == 32

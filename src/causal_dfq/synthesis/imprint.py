@@ -12,15 +12,13 @@ what is changed [ours].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from causal_dfq.synthesis.scenes import draw_scenes
 
 RATE = 0.05
-_MOMENTA = (0.5, 0.99)
+MOMENTA = (0.5, 0.99)
 # Of the sides: how far an image is shifted before the network looks at it.
 _SHIFT = 1 / 16
 
@@ -56,32 +54,39 @@ def natural_amplitude(height: int, width: int) -> Tensor:
     return amplitude
 
 
-def imprint(
-    scenes: Tensor,
-    bounds: tuple[Tensor, Tensor],
-    loss_of: Callable[[Tensor], Tensor],
-    steps: int,
-    random: torch.Generator,
-) -> Tensor:
-    """Scenes (N, C, H, W) changed by gradient steps on a loss of the images, within the bounds of their pixels.
+class Imprint(nn.Module):
+    """A batch of scenes and what is changed in them; called, it gives the images (N, C, H, W).
 
-    The loss sees them shifted by a random distance and, every other time, mirrored.
+    Args:
+        shape: (N, C, H, W) of the scenes.
+        bounds: the lowest and the highest value of a pixel, each (1, C, 1, 1).
     """
-    count, channels, height, width = scenes.shape
-    change = SpectralChange((count, channels, height, width)).to(scenes.device)
-    optimizer = torch.optim.Adam(change.parameters(), RATE, betas=_MOMENTA)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * (1 - step / steps)
-        images = torch.clamp(scenes + change(), *bounds)
-        down, right = (_shift(side, random) for side in (height, width))
-        seen = images.roll((down, right), (2, 3))
-        loss = loss_of(seen if step % 2 == 0 else seen.flip(3))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        return torch.clamp(scenes + change(), *bounds)
+
+    scenes: Tensor
+
+    def __init__(self, shape: tuple[int, int, int, int], bounds: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.change = SpectralChange(shape)
+        self.register_buffer("scenes", torch.zeros(shape))
+        self._bounds = bounds
+
+    @torch.no_grad()
+    def begin(self, scenes: Tensor) -> None:
+        """Other scenes, in which nothing is changed yet."""
+        self.scenes.copy_(scenes)
+        self.change.coefficients.zero_()
+
+    def forward(self) -> Tensor:
+        """The scenes as they are changed now, within the bounds."""
+        return torch.clamp(self.scenes + self.change(), *self._bounds)
+
+
+def as_looked_at(images: Tensor, iteration: int, random: torch.Generator) -> Tensor:
+    """What the network is shown in a step: all shifted by a random distance, every other time mirrored."""
+    height, width = images.shape[2:]
+    down, right = (_shift(side, random) for side in (height, width))
+    shown = images.roll((down, right), (2, 3))
+    return shown if iteration % 2 == 0 else shown.flip(3)
 
 
 def scenes_within(

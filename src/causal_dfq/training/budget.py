@@ -12,8 +12,8 @@ from causal_dfq.config import Effort
 class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
-    A warm-up step trains the generator once. An imprint step makes one of the `imprint_batches` of imprinted scenes, in
-    `imprint_iterations`. A rounding step rounds the layers of one unit of the quantized network on all imprinted
+    A warm-up step trains the generator once. An imprint step changes one of the `imprint_batches` of scenes once, in
+    `imprint_iterations` each. A rounding step rounds the layers of one unit of the quantized network on all imprinted
     scenes and at least so many `rounding_images` of the student's mix. A reconstruction step fits one unit in
     `reconstruction_iterations`. With 0 of these there is no such step. A round, of the equilibrium or of the finish,
     trains the generator once, then the quantized network `student_steps` times.
@@ -27,6 +27,11 @@ class Budget:
     imprint_iterations: int = 0
     rounding_images: int = 0
     reconstruction_iterations: int = 0
+
+    @property
+    def imprint_steps(self) -> int:
+        """Steps of all batches of imprinted scenes."""
+        return self.imprint_batches * self.imprint_iterations
 
     @property
     def steps_per_round(self) -> int:

@@ -112,7 +112,7 @@ class Equilibrium:
     @property
     def steps_before_calibration(self) -> int:
         """Steps that make images; they do not depend on Q."""
-        return self.budget.warmup_steps + self.budget.imprint_batches
+        return self.budget.warmup_steps + self.budget.imprint_steps
 
     @property
     def total_steps(self) -> int:
@@ -125,7 +125,7 @@ class Equilibrium:
         budget = self.budget
         return (
             (WARMUP, budget.warmup_steps),
-            (IMPRINT, budget.imprint_batches),
+            (IMPRINT, budget.imprint_steps),
             (CALIBRATION, 1),
             (ROUNDING, self._unit_count if budget.rounding_images else 0),
             (RECONSTRUCTION, self._unit_count if budget.reconstruction_iterations else 0),
@@ -165,10 +165,10 @@ class Equilibrium:
         rate = 0.5 * (1 + math.cos(math.pi * phase.position)) if phase.name == FINISH else 1.0
         return self._train_student(rate)
 
-    def _imprint(self, batch: int) -> Metrics:
+    def _imprint(self, step: int) -> Metrics:
         assert isinstance(self.synthesis, GeneratorTraining)
         assert self.synthesis.imprints is not None
-        return _as_numbers(self.synthesis.imprints.make_batch(batch, self.recipe, self.random))
+        return _as_numbers(self.synthesis.imprints.step(step, self.recipe, self.random))
 
     def _fit_unit(self, phase: Phase) -> Metrics:
         """Fits one unit of Q; the images are drawn apart, so that a resumed run draws them again."""

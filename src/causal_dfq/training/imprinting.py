@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from causal_dfq.synthesis.imprint import imprint, scenes_within, shifted
+from causal_dfq.synthesis.imprint import MOMENTA, RATE, Imprint, as_looked_at, scenes_within, shifted
 from causal_dfq.synthesis.scenes import hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
@@ -13,12 +13,12 @@ from causal_dfq.training.views import NetworkViews
 
 
 class Imprinting(nn.Module):
-    """Imprinted scenes with the class of each. Its state dictionary holds them.
+    """Imprinted scenes with the class of each. Its state dictionary holds them, and the batch in work.
 
     Args:
         bounds: lowest and highest value of a pixel, each (1, C, 1, 1).
         batches, batch_size: how many images there will be.
-        iterations: of each batch.
+        iterations: gradient steps of each batch.
     """
 
     images: Tensor
@@ -34,14 +34,15 @@ class Imprinting(nn.Module):
         iterations: int,
     ) -> None:
         super().__init__()
-        self._views = views
-        self._image_shape, self._bounds = image_shape, bounds
+        self._views, self._image_shape, self._bounds = views, image_shape, bounds
         self._batch_size, self._iterations = batch_size, iterations
         device = bounds[0].device
         # Half the bytes: a checkpoint holds them all.
         self.register_buffer("images", torch.zeros(batches * batch_size, *image_shape, dtype=torch.float16))
         self.register_buffer("labels", torch.zeros(batches * batch_size, dtype=torch.int64))
+        self.batch = Imprint((batch_size, *image_shape), bounds)
         self.to(device)
+        self.optimizer = torch.optim.Adam(self.batch.parameters(), RATE, betas=MOMENTA)
         self._statistics = [
             (mean.to(device), variance.to(device)) for mean, variance in running_statistics(views.captured)
         ]
@@ -49,24 +50,32 @@ class Imprinting(nn.Module):
     def __len__(self) -> int:
         return len(self.images)
 
-    def make_batch(self, number: int, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
-        """Makes the images of a batch; returns the losses of its last step."""
-        views, device = self._views, self._bounds[0].device
-        scenes = scenes_within(self._batch_size, self._image_shape, self._bounds, random)
-        labels = torch.randint(views.classes, (self._batch_size,), generator=random).to(device)
-        losses: dict[str, Tensor] = {}
-
-        def loss_of(images: Tensor) -> Tensor:
-            logits, statistics, _ = views.statistics_view(images)
-            losses["class_loss"] = nn.functional.cross_entropy(logits, labels)
-            losses["statistics_loss"] = statistics_distance(statistics, self._statistics)
-            return recipe.class_weight * losses["class_loss"] + recipe.statistics_weight * losses["statistics_loss"]
-
-        images = imprint(scenes, self._bounds, loss_of, self._iterations, random)
+    def step(self, step: int, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
+        """A gradient step of the batch in work, counted from 0 over all batches; returns its losses."""
+        number, iteration = divmod(step, self._iterations)
         place = slice(number * self._batch_size, (number + 1) * self._batch_size)
-        self.images[place] = images.to(self.images.dtype)
-        self.labels[place] = labels
-        return losses
+        if iteration == 0:
+            self._begin(place, random)
+        for group in self.optimizer.param_groups:
+            group["lr"] = RATE * (1 - iteration / self._iterations)
+        shown = as_looked_at(self.batch(), iteration, random)
+        logits, statistics, _ = self._views.statistics_view(shown)
+        class_loss = nn.functional.cross_entropy(logits, self.labels[place])
+        statistics_loss = statistics_distance(statistics, self._statistics)
+        loss = recipe.class_weight * class_loss + recipe.statistics_weight * statistics_loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if iteration == self._iterations - 1:
+            with torch.no_grad():
+                self.images[place] = self.batch().to(self.images.dtype)
+        return {"class_loss": class_loss, "statistics_loss": statistics_loss}
+
+    def _begin(self, place: slice, random: torch.Generator) -> None:
+        self.batch.begin(scenes_within(self._batch_size, self._image_shape, self._bounds, random))
+        labels = torch.randint(self._views.classes, (self._batch_size,), generator=random)
+        self.labels[place] = labels.to(self.labels.device)
+        self.optimizer.state.clear()
 
     @torch.no_grad()
     def draw(self, shown: int, hidden: int, random: torch.Generator) -> Tensor:
