@@ -6,9 +6,11 @@ from torch.nn import functional
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """Random but plausible BatchNorm statistics, in evaluation mode."""
+    """Random weights, the same ones each time, and plausible BatchNorm statistics, in evaluation mode."""
     torch.manual_seed(0)
     for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.5)
             module.running_var.uniform_(0.5, 2)

@@ -22,7 +22,7 @@ from causal_dfq.training.budget import Budget
 from causal_dfq.training.checkpoint import restore_state, run_state
 from tests.networks import ALL, Residual, trained
 
-SMALL = Budget(warmup_steps=2, equilibrium_rounds=2, finish_rounds=2, student_steps=1)
+SMALL = Budget(warmup_steps=2, equilibrium_rounds=2, finish_rounds=2, student_steps=1, rounding_images=128)
 SHAPE = (3, 8, 8)
 
 

@@ -16,10 +16,13 @@ SMALL = Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_st
 
 
 def test_it_joins_the_metrics_before_and_after_the_training_of_the_quantized_network() -> None:
-    reports = list(train(started(SMALL)))
+    reports = list(train(started(SMALL, "w8a8")))
     measured = [report.step for report in reports if PREFIX + "cka" in report.metrics]
-    assert measured == [SMALL.warmup_steps, len(reports)]
-    for metrics in (reports[SMALL.warmup_steps - 1].metrics, reports[-1].metrics):
+    # Calibration follows the warm-up.
+    assert measured == [SMALL.warmup_steps + 1, len(reports)]
+    calibrated = reports[SMALL.warmup_steps].metrics
+    assert calibrated[PREFIX + "cka"] > 0.99
+    for metrics in (calibrated, reports[-1].metrics):
         for name in ("content_accuracy_pretrained", "content_accuracy_quantized", "cka", "attention_overlap"):
             assert 0 <= metrics[PREFIX + name] <= 1 + 1e-6
 

@@ -91,7 +91,7 @@ class Recipe:
     low_pass: float = 0.0
     styles: int = 2
     blended: float = 0.5
-    imprinted: float = 0.5
+    imprinted: float = 0.75
     generator_lr: float = 1e-2
     equilibrium_rate: float = 0.3
     class_weight: float = 1.0
