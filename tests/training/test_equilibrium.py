@@ -105,7 +105,7 @@ def fall_of(loss: str, run: Equilibrium) -> float:
 
 
 def test_quantized_network_comes_closer_to_the_float_one() -> None:
-    run = started(Budget(warmup_steps=10, equilibrium_rounds=1, finish_rounds=20), "w3a3")
+    run = started(Budget(warmup_steps=10, equilibrium_rounds=1, finish_rounds=20), "w2a4")
     metrics = [run.run_step(step) for step in range(run.total_steps)]
     losses = [m["feature_loss"] for m in metrics if "feature_loss" in m]
     early, late = sum(losses[:5]), sum(losses[-5:])
