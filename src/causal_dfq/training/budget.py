@@ -53,7 +53,7 @@ class Budget:
 # weights as they were [ours].
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40, rounding_images=512),
-    "balanced": Budget(120, 25, 100, imprint_batches=6, imprint_iterations=60),
+    "balanced": Budget(160, 40, 140, imprint_batches=6, imprint_iterations=60),
     "best": Budget(400, 60, 300, imprint_batches=8, imprint_iterations=160),
 }
 
