@@ -49,7 +49,7 @@ class Budget:
         return self.finish_rounds * self.steps_per_round
 
 
-# Rounding in closed form is worth as much as some thirty rounds. Training that goes on for longer does better from the
+# Rounding in closed form takes the place of the first rounds. Training that goes on for longer does better from the
 # weights as they were [ours].
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40, rounding_images=512),

@@ -3,7 +3,7 @@
     warm-up          G alone: images that P takes for its training images
     imprint          scenes changed until P sees classes in them
     calibration      Q's ranges, on images of both kinds
-    rounding         Q's weights layer by layer in closed form, on images of the warmed-up G
+    rounding         Q's weights layer by layer in closed form, on such images
     reconstruction   Q unit by unit by gradient steps, on such images
     equilibrium      G, then Q, in turn
     finish           the same rounds, Q's learning rate falling to zero

@@ -1,7 +1,7 @@
 """Q's weights and biases in closed form, layer by layer, before any gradient step.
 
 Each layer is fitted to what P's makes of the same images, on what the layers before it hand on, by least squares
-(`quantizer/second_order.py`). Images come from the warmed-up generator, once for all layers.
+(`quantizer/second_order.py`). The images are drawn once for all layers.
 """
 
 from __future__ import annotations
