@@ -48,7 +48,7 @@ class Moments:
 
     @property
     def importance(self) -> Tensor:
-        """(G, D - 1): the mean square of each input, unscaled."""
+        """(G, D - 1): the sum of squares of each input."""
         return self.own.diagonal(dim1=1, dim2=2)[:, :-1]
 
     def damped(self, share: float) -> Tensor:
@@ -69,7 +69,8 @@ def joined(weight: Tensor, bias: Tensor, groups: int) -> Tensor:
 def least_squares_weight(weight: Tensor, moments: Moments, pull: float) -> Tensor:
     """The real weight whose output on what Q reads is nearest to P's, (G, O / G, D) as `joined` makes them.
 
-    argmin over W of sum |W x_Q - W_P x_P|^2 + r |W - W_P|^2, r being `pull` times the mean of `importance`.
+    argmin over W of sum |W x_Q - W_P x_P|^2 + r |W - W_P|^2, r being `pull` times the mean of `importance`
+    [the pull ours].
     """
     damped = moments.damped(pull)
     target = weight @ (moments.cross + damped - moments.own)

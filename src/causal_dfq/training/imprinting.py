@@ -51,7 +51,7 @@ class Imprinting(nn.Module):
         return len(self.images)
 
     def step(self, step: int, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
-        """A gradient step of the batch in work, counted from 0 over all batches; returns its losses."""
+        """A gradient step of the batch in work, counted from 0 over all batches; returns its losses, scalars."""
         number, iteration = divmod(step, self._iterations)
         place = slice(number * self._batch_size, (number + 1) * self._batch_size)
         if iteration == 0:
@@ -79,7 +79,7 @@ class Imprinting(nn.Module):
 
     @torch.no_grad()
     def draw(self, shown: int, hidden: int, random: torch.Generator) -> Tensor:
-        """So many of the images, shifted and mirrored, and so many that lie partly behind other scenes."""
+        """(shown + hidden, C, H, W): images at random, shifted and mirrored; the hidden ones partly behind scenes."""
         chosen = torch.randint(len(self), (shown + hidden,), generator=random).to(self.images.device)
         images = shifted(self.images[chosen].float(), random)
         if not hidden:

@@ -29,7 +29,7 @@ class RoundingSettings:
 
     Args:
         samples: places that a layer is looked at, over all images; every layer has as many as it has places.
-        pull: how much a weight is held to P's, in units of the mean square of its inputs.
+        pull: how much a weight is held to P's, in units of the mean over its inputs of their sums of squares.
         damping: of the second moments, in the same units.
     """
 
