@@ -164,7 +164,7 @@ def is_large(image_shape: tuple[int, int, int]) -> bool:
     return height * width > _FULL_AREA
 
 
-# Pixels that the quantized network sees in a run.
+# Pixels that the networks see in a run after the warm-up.
 COMPILED_FROM = 20_000_000
 
 
@@ -172,4 +172,5 @@ def pays_for_compilation(budget: Budget, recipe: Recipe, image_shape: tuple[int,
     """Whether the time that compiled arithmetic saves exceeds the time to compile it."""
     _, height, width = image_shape
     student_steps = (budget.equilibrium_rounds + budget.finish_rounds) * budget.student_steps
-    return student_steps * recipe.student_images * height * width >= COMPILED_FROM
+    images = student_steps * recipe.student_images + budget.imprint_steps * recipe.pool_batch
+    return images * height * width >= COMPILED_FROM

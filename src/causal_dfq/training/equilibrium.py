@@ -15,6 +15,7 @@ discrepancy is flat: both are measured in every student step.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -172,10 +173,12 @@ class Equilibrium:
 
     def _fit_unit(self, phase: Phase) -> Metrics:
         """Fits one unit of Q; the images are drawn apart, so that a resumed run draws them again."""
-        if self._walk is None:
-            self._walk = self._rounding() if phase.name == ROUNDING else self._reconstruction()
-            self._walk.skip_to(phase.step)
-        fit = self._walk.fit_next()
+        # In closed form there is no gradient to be fast for, and a layer's least squares see every error of its inputs.
+        with self.views.in_float32() if phase.name == ROUNDING else contextlib.nullcontext():
+            if self._walk is None:
+                self._walk = self._rounding() if phase.name == ROUNDING else self._reconstruction()
+                self._walk.skip_to(phase.step)
+            fit = self._walk.fit_next()
         if phase.step == phase.length - 1:
             self._walk = None
             self._follow_step_sizes()

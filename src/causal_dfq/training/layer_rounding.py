@@ -33,7 +33,7 @@ class RoundingSettings:
         damping: of the second moments, in the same units.
     """
 
-    samples: int = 16384
+    samples: int = 65536
     pull: float = 0.2
     damping: float = 0.01
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,15 @@ class NetworkViews:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 autocast where the machine computes in it."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._uses_bfloat16)
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """The views without autocast: bfloat16 errs by as much as a grid of 8 bits does."""
+        before, self._uses_bfloat16 = self._uses_bfloat16, False
+        try:
+            yield
+        finally:
+            self._uses_bfloat16 = before
 
     def swung_statistics(self, random: torch.Generator) -> fx.GraphModule:
         """`statistics` with swings before the strided convolutions, for `statistics_through`."""
