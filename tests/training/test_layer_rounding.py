@@ -87,3 +87,9 @@ def test_weights_that_are_not_rounded_stay() -> None:
     for _ in walk.units:
         walk.fit_next()
     assert all(torch.equal(one, other) for one, other in zip(before, snapshot(run.quantized), strict=True))
+
+
+def test_the_pull_doubles_with_every_two_bits() -> None:
+    settings = RoundingSettings(pull=0.3)
+
+    assert [settings.pull_of(bits) for bits in (2, 4, 6, 8)] == pytest.approx([0.15, 0.3, 0.6, 1.2])

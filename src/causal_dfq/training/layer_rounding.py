@@ -29,13 +29,18 @@ class RoundingSettings:
 
     Args:
         samples: places that a layer is looked at, over all images; every layer has as many as it has places.
-        pull: how much a weight is held to P's, in units of the mean over its inputs of their sums of squares.
+        pull: how much a weight of 4 bits is held to P's, in units of the mean over its inputs of their sums of squares.
         damping: of the second moments, in the same units.
     """
 
     samples: int = 65536
     pull: float = 0.2
     damping: float = 0.01
+
+    def pull_of(self, bits: int) -> float:
+        """Twice as much for every two bits more: the finer the grids, the less has a layer to make up for [ours]."""
+        pull: float = self.pull * 2 ** ((bits - 4) / 2)
+        return pull
 
 
 def layer_rounding(views: NetworkViews, images: Tensor, settings: RoundingSettings, seed: int) -> UnitWalk:
@@ -62,7 +67,7 @@ def round_layer(
     weight, bias = _parameters(layer)
     moments = layer_moments(views, unit, name, data, settings.samples, random)
     groups = len(moments.own)
-    nearest = least_squares_weight(joined(p_weight, p_bias, groups), moments, settings.pull)
+    nearest = least_squares_weight(joined(p_weight, p_bias, groups), moments, settings.pull_of(quantizer.bits))
     importance = moments.importance.repeat_interleave(len(weight) // groups, 0).view_as(weight)
     quantizer.fit(nearest[:, :, :-1].reshape(weight.shape).to(weight.dtype), importance.to(weight.dtype))
     scale, zero_point = (values.double().view(groups, -1) for values in (quantizer.scale, quantizer.zero_point))
