@@ -41,20 +41,21 @@ def goals_section(entries: list[dict[str, Any]]) -> str:
     lines = [
         "## Effort best against its goals",
         "",
-        "| network | bits | FP32 | quantized | drop | goal | field's best drop | seeds | time |",
-        "|---|---|---:|---:|---:|---:|---|---|---:|",
+        "| network | bits | FP32 | quantized | drop | goal | reached | field's best drop | seeds | time |",
+        "|---|---|---:|---:|---:|---:|---|---|---|---:|",
     ]
     for row in accuracy.ROWS:
         found = _found(entries, row, "causal", "best")
         if found is None:
-            measured = "| | | not measured "
-            tail = "| | |"
+            measured, reached, tail = "| | | not measured ", "", "| | |"
         else:
             measured = f"| {found['float_top1']:.2f} | {found['top1']:.2f} | {drop_text(found)} "
+            missed = found["drop"] - row.largest_drop
+            reached = "yes" if missed <= 0 else f"no, by {missed:.2f}"
             tail = f"| {', '.join(map(str, found['seeds']))} | {found['seconds'] / 60:.0f} min |"
         lines.append(
             f"| `{row.network}` | {row.bits} {row.protocol} {measured}| {row.largest_drop:.1f} "
-            f"| {row.fields_best or '-'} {tail}"
+            f"| {reached} | {row.fields_best or '-'} {tail}"
         )
     return "\n".join(lines)
 
