@@ -54,7 +54,7 @@ class Budget:
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40, rounding_images=512),
     "balanced": Budget(160, 40, 140, imprint_batches=6, imprint_iterations=60),
-    "best": Budget(400, 60, 300, imprint_batches=8, imprint_iterations=160),
+    "best": Budget(240, 50, 240, imprint_batches=8, imprint_iterations=80),
 }
 
 # For images of more than 64x64 pixels. The batches of training that a CPU can afford there are so small that they lose
@@ -62,7 +62,7 @@ BUDGETS: dict[Effort, Budget] = {
 LARGE_IMAGE_BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(20, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
     "balanced": Budget(30, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
-    "best": Budget(40, 0, 0, imprint_batches=8, imprint_iterations=240, rounding_images=32),
+    "best": Budget(40, 0, 0, imprint_batches=12, imprint_iterations=120, rounding_images=32),
 }
 
 
