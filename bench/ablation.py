@@ -1,46 +1,76 @@
-"""What the causal losses add: the same run without them, seed by seed, and an exact paired test."""
+"""What each part of the causal recipe adds: the same run with one of them left out, or with one more."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from causal_dfq.training.equilibrium import Equilibrium
+from causal_dfq.training.generator_training import GeneratorTraining
 
 WITHOUT_DISCREPANCY = "causal-without-discrepancy"
 
 
-def leave_out_discrepancy(run: Equilibrium) -> None:
-    """The same contents and styles without the discrepancy and the contrastive loss."""
-    run.recipe = replace(run.recipe, discrepancy_weight=0.0, contrastive_weight=0.0)
-
-
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean of the differences of pairs, their standard deviation, their number, and the test's p."""
+class Ablation:
+    """A change of a run before its first step.
 
-    mean: float
-    spread: float
-    pairs: int
-    p: float
-
-
-def paired_difference(firsts: Sequence[float], seconds: Sequence[float]) -> PairedDifference:
-    """Of firsts less seconds, pair by pair; two or more pairs.
-
-    p is exact, two-sided, and supposes no distribution: the share of all ways to swap the members of pairs that give
-    a mean as far from 0 as the one found, or farther. With n pairs it is no smaller than 2^(1 - n).
+    `alters_images`: it changes what synthesis makes, so that the images of an unchanged run are not its own.
     """
-    differences = [first - second for first, second in zip(firsts, seconds, strict=True)]
-    found = abs(math.fsum(differences)) * (1 - 1e-12)
-    swaps = itertools.product((1, -1), repeat=len(differences))
-    as_far = sum(abs(math.fsum(s * d for s, d in zip(swap, differences, strict=True))) >= found for swap in swaps)
-    return PairedDifference(
-        statistics.mean(differences),
-        statistics.stdev(differences),
-        len(differences),
-        as_far / 2 ** len(differences),
-    )
+
+    change: Callable[[Equilibrium], None]
+    alters_images: bool = False
+
+
+def with_recipe(**values: Any) -> Callable[[Equilibrium], None]:
+    """Other entries of the recipe."""
+
+    def change(run: Equilibrium) -> None:
+        run.use_recipe(replace(run.recipe, **values))
+
+    return change
+
+
+def leave_out_imprints(run: Equilibrium) -> None:
+    """The generator's images in the place of imprinted scenes."""
+    assert isinstance(run.synthesis, GeneratorTraining)
+    run.budget = replace(run.budget, imprint_batches=0)
+    run.synthesis.imprints = None
+
+
+def leave_out_rounding(run: Equilibrium) -> None:
+    """The nearest code at the start of the rounds."""
+    run.budget = replace(run.budget, rounding_images=0)
+
+
+def leave_out_scenes(run: Equilibrium) -> None:
+    """As many contents, all of them fully shown."""
+    recipe = run.recipe
+    contents = recipe.student_contents + recipe.hidden_contents
+    run.use_recipe(replace(recipe, student_contents=contents, hidden_contents=0, scenes=0))
+
+
+def add_swing(run: Equilibrium) -> None:
+    """Strides that begin elsewhere in every step, wherever images are made."""
+    run.views.statistics = run.views.swung_statistics(run.random)
+
+
+def add_reconstruction(run: Equilibrium) -> None:
+    """Every unit fitted by gradient steps before the rounds."""
+    run.budget = replace(run.budget, reconstruction_iterations=100)
+
+
+ABLATIONS: Mapping[str, Ablation] = {
+    # The same contents and styles without the discrepancy and the contrastive loss.
+    WITHOUT_DISCREPANCY: Ablation(with_recipe(discrepancy_weight=0.0, contrastive_weight=0.0)),
+    "causal-without-imprints": Ablation(leave_out_imprints, alters_images=True),
+    "causal-without-rounding": Ablation(leave_out_rounding),
+    "causal-without-scenes": Ablation(leave_out_scenes),
+    "causal-without-blends": Ablation(with_recipe(blended=0.0)),
+    "causal-without-features": Ablation(with_recipe(feature_weight=0.0)),
+    "causal-without-diversity": Ablation(with_recipe(diversity_weight=0.0, variation_weight=0.0), alters_images=True),
+    "causal-with-swing": Ablation(add_swing, alters_images=True),
+    "causal-with-low-pass": Ablation(with_recipe(low_pass=0.5)),
+    "causal-with-reconstruction": Ablation(add_reconstruction),
+}

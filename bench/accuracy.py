@@ -3,7 +3,7 @@
     python -m bench.accuracy [--only resnet20] [--methods causal,genie] [--efforts best] [--seeds 0,1,2] [--jobs 2]
 
 The method `real` is the upper reference: the causal recipe's training on real training images (`--real-images`);
-`causal-without-discrepancy` is the causal recipe less its causal losses.
+`causal-without-discrepancy` and the like are the causal recipe less one of its parts (bench/ablation.py).
 
 Writes bench/results/accuracy.json after every run. A stopped bench goes on from there: runs that the file holds
 are kept, each with the commit that it was measured on; `--again` measures those of other packages anew. The last
@@ -27,7 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.ablation import WITHOUT_DISCREPANCY, leave_out_discrepancy
+from bench.ablation import ABLATIONS, Ablation
 from bench.changed_run import Case, quantize_changed
 from bench.environment import ROOT, describe, is_same_package, peak_memory_gb
 from bench.networks import EFFICIENTNET_LITE, evaluate_on_sets, load_subject
@@ -79,9 +79,9 @@ def run_once(
         assert real_images is not None
         quantized = quantize_changed(subject, case, lambda run: train_on_real_images(run, subject, real_images))
     else:
-        change = leave_out_discrepancy if method == WITHOUT_DISCREPANCY else _leave_as_it_is
-        name = f"{row.network}-{case.method}-{effort}-{seed}.safetensors"
-        quantized = quantize_changed(subject, case, change, None if images is None else images / name)
+        ablation = ABLATIONS.get(method, Ablation(_leave_as_it_is))
+        name = f"{row.network}-{method if ablation.alters_images else case.method}-{effort}-{seed}.safetensors"
+        quantized = quantize_changed(subject, case, ablation.change, None if images is None else images / name)
     memory = peak_memory_gb()
     evaluations = evaluate_on_sets(quantized, subject, shared)
     return {

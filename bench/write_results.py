@@ -6,6 +6,7 @@ python -m bench.write_results
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bench import accuracy
-from bench.ablation import WITHOUT_DISCREPANCY, paired_difference
+from bench.ablation import ABLATIONS, WITHOUT_DISCREPANCY
 from bench.environment import ROOT
+from bench.paired_test import PairedDifference, paired_difference
 from causal_dfq.files import write_atomically, write_text
 
 PAGE = ROOT / "docs" / "results.md"
@@ -62,7 +64,7 @@ def goals_section(entries: list[dict[str, Any]]) -> str:
 
 def methods_section(entries: list[dict[str, Any]]) -> str:
     """Drops by method and effort, a line a row."""
-    kinds = sorted({(entry["method"], entry["effort"]) for entry in entries})
+    kinds = sorted({(entry["method"], entry["effort"]) for entry in entries if entry["method"] not in ABLATIONS})
     lines = [
         "## Methods and efforts",
         "",
@@ -92,26 +94,53 @@ def causal_section(runs: list[dict[str, Any]]) -> str:
         "| network | bits | effort | drop without | drop with | difference | seeds | p |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
+    for row, effort, without, found in _comparisons(runs, WITHOUT_DISCREPANCY, _FEWEST_PAIRS):
+        lines.append(
+            f"| `{row.network}` | {row.bits} {row.protocol} | {effort} | {without:.2f} | {without - found.mean:.2f} "
+            f"| {found.mean:.2f} ± {found.spread:.2f} | {found.pairs} | {found.p:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def ablation_section(runs: list[dict[str, Any]]) -> str:
+    """What each other part of the recipe adds, and what parts that are left out would."""
+    lines = [
+        "## What the other parts add",
+        "",
+        "The same run and seed with one thing changed (`bench/ablation.py`). Difference: points of drop that this",
+        "costs, below 0 where it saves some.",
+        "",
+        "| change | network | bits | effort | drop | drop changed | difference | seeds |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for method in ABLATIONS.keys() - {WITHOUT_DISCREPANCY}:
+        for row, effort, changed, found in _comparisons(runs, method, fewest=2):
+            lines.append(
+                f"| {method.removeprefix('causal-').replace('-', ' ')} | `{row.network}` | {row.bits} {row.protocol} "
+                f"| {effort} | {changed - found.mean:.2f} | {changed:.2f} | {found.mean:+.2f} ± {found.spread:.2f} "
+                f"| {found.pairs} |"
+            )
+    return "\n".join(lines[:7] + sorted(lines[7:]))
+
+
+def _comparisons(
+    runs: list[dict[str, Any]], changed: str, fewest: int
+) -> Iterator[tuple[accuracy.Row, str, float, PairedDifference]]:
+    """Row, effort, mean drop of the changed method and its difference to `causal`, where so many seeds have both."""
     for row in accuracy.ROWS:
         for effort in sorted({run["effort"] for run in runs}):
-            with_losses, without = (
+            drops, of_changed = (
                 {
                     run["seed"]: run["drop"]
                     for run in runs
                     if _is_of(run, row) and run["effort"] == effort and run["method"] == method
                 }
-                for method in ("causal", WITHOUT_DISCREPANCY)
+                for method in ("causal", changed)
             )
-            seeds = sorted(with_losses.keys() & without.keys())
-            if len(seeds) < _FEWEST_PAIRS:
-                continue
-            kept, left_out = [with_losses[seed] for seed in seeds], [without[seed] for seed in seeds]
-            found = paired_difference(left_out, kept)
-            lines.append(
-                f"| `{row.network}` | {row.bits} {row.protocol} | {effort} | {mean(left_out):.2f} | {mean(kept):.2f} "
-                f"| {found.mean:.2f} ± {found.spread:.2f} | {found.pairs} | {found.p:.3f} |"
-            )
-    return "\n".join(lines)
+            seeds = sorted(drops.keys() & of_changed.keys())
+            if len(seeds) >= fewest:
+                found = [of_changed[seed] for seed in seeds]
+                yield row, effort, mean(found), paired_difference(found, [drops[seed] for seed in seeds])
 
 
 def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
@@ -194,6 +223,7 @@ def results_page(results: dict[str, Any]) -> str:
         goals_section(entries),
         methods_section(entries),
         causal_section(results["runs"]),
+        ablation_section(results["runs"]),
         plots,
         origin_section(results),
     ]

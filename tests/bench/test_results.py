@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from bench import accuracy
-from bench.ablation import WITHOUT_DISCREPANCY, paired_difference
+from bench.ablation import WITHOUT_DISCREPANCY
+from bench.paired_test import paired_difference
 from bench.write_results import (
+    ablation_section,
     causal_section,
     draw_against_bits,
     draw_against_time,
@@ -110,3 +112,15 @@ def test_the_causal_section_pairs_runs_by_seed_and_wants_five() -> None:
     found = causal_section([*pairs, run(9, 50.0, effort="fast")]).splitlines()[-1]
     assert "| fast | 3.90 | 3.00 | 0.90 ± 0.32 | 5 | 0.062 |" in found
     assert causal_section(pairs[:9]).splitlines()[-1].startswith("|---")
+
+
+def test_the_ablation_section_names_what_was_changed_and_leaves_the_causal_losses_to_theirs() -> None:
+    runs = [run(seed, 1.0 + seed, effort="fast") for seed in range(3)]
+    runs += [run(seed, 1.5 + 1.2 * seed, "causal-without-imprints", "fast") for seed in range(3)]
+    runs += [run(seed, 0.5 + seed, "causal-with-swing", "fast") for seed in range(3)]
+    runs += [run(seed, 9.0, WITHOUT_DISCREPANCY, "fast") for seed in range(3)]
+    swing, imprints = ablation_section(runs).splitlines()[-2:]
+    assert swing.startswith("| with swing |")
+    assert "| fast | 2.00 | 1.50 | -0.50 ± 0.00 | 3 |" in swing
+    assert "| without imprints |" in imprints
+    assert "| fast | 2.00 | 2.70 | +0.70 ± 0.20 | 3 |" in imprints
