@@ -11,11 +11,12 @@ import causal_dfq
 ROOT = Path(causal_dfq.__file__).parent
 LABELLED = ("causal_dfq.data", "causal_dfq.evaluation", "causal_dfq.zoo.training_data", "causal_dfq.zoo.train")
 ABOVE = {
-    "network": ("quantizer", "causal", "synthesis", "training", "pipeline", "quantized", "run_folder", "cli"),
+    "network": ("quantizer", "causal", "synthesis", "training", "pipeline", "quantized", "run_folder", "cli", "export"),
     "quantizer": ("causal", "synthesis", "training", "pipeline", "quantized", "run_folder", "cli"),
     "causal": ("quantizer", "synthesis", "training", "pipeline", "quantized", "run_folder", "cli", "network"),
     "synthesis": ("quantizer", "training", "pipeline", "quantized", "run_folder", "cli"),
-    "training": ("pipeline", "quantized", "run_folder", "cli"),
+    "training": ("pipeline", "quantized", "run_folder", "cli", "export"),
+    "export": ("pipeline", "run_folder", "cli"),
 }
 
 

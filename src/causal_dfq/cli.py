@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from causal_dfq.config import Effort, Method, Protocol, make_options, parse_bytes
 from causal_dfq.errors import CausalDFQError, ConfigError
+from causal_dfq.export.onnx_file import Profile, Storage, export_onnx
 from causal_dfq.pipeline import StepReport, chosen_recipe, resolve_device
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.analysis import PREFIX
@@ -31,6 +32,7 @@ from causal_dfq.training.budget import Recipe
 from causal_dfq.training.equilibrium import EQUILIBRIUM, FINISH, IMPRINT, RECONSTRUCTION, ROUNDING, WARMUP
 from causal_dfq.version import __version__
 
+FileFormat = Literal["onnx", "pt2"]
 USER_ERROR, INTERRUPTED = 2, 130
 app = typer.Typer(
     no_args_is_help=True,
@@ -209,6 +211,46 @@ def evaluate(
             **evaluation.as_dict(),
         }
         write_text(json_file, json.dumps(entry, indent=2) + "\n")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR", show_default=False)],
+    file_format: Annotated[FileFormat, typer.Option("--format", help="onnx: integers. pt2: the simulation.")] = "onnx",
+    storage: Annotated[Storage, typer.Option(help="fast: INT8 weights. packed: INT4 and INT2, a small file.")] = "fast",
+    profile: Annotated[Profile, typer.Option(help="tensorrt: signed activations without zero point.")] = "default",
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="8-bit weights in 7 bits, for processors without VNNI.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The file; model.onnx or model.pt2 in DIR if left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a quantized network for another program, and check what it computes there."""
+    from causal_dfq.quantized import load
+
+    path = out or folder / f"model.{file_format}"
+    quantized = load(folder)
+    if file_format == "pt2":
+        from causal_dfq.export.torch_file import export_torch
+
+        output.print(f"written   {export_torch(quantized, path, force=force)}", soft_wrap=True)
+        return
+    with messages.status("exporting"):
+        exported = export_onnx(quantized, path, storage, profile=profile, reduce_range=reduce_range, force=force)
+    parity, fusion = exported.parity, exported.fusion
+    differing = sum(layer.share > 0 for layer in parity.layers)
+    worst = max((layer.steps for layer in parity.layers), default=0.0)
+    table = Table(show_header=False, box=None)
+    table.add_row(
+        "written", f"{exported.path}: {exported.size / 1e6:.2f} MB, opset {exported.opset}, {storage} storage"
+    )
+    table.add_row(
+        "parity",
+        f"{100 * parity.agreement:.1f} % of {parity.images} synthetic images have the simulation's class; of "
+        f"{len(parity.layers)} tensors {differing} differ, by {worst:.0f} steps at most",
+    )
+    table.add_row("integers", f"{fusion.fused} of {fusion.total} convolutions and matrix products in ONNX Runtime")
+    output.print(table)
 
 
 @app.command()

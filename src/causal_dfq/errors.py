@@ -29,3 +29,7 @@ class DataError(CausalDFQError):
 
 class OutputError(CausalDFQError):
     """An output folder that cannot be written, or that holds something else."""
+
+
+class ExportError(CausalDFQError):
+    """A network that has no form in the format asked for, or a file that does not compute what the network does."""

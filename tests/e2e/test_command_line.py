@@ -308,3 +308,18 @@ def test_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OutputError, match="no disk space left"):
         write_text(tmp_path / "config.json", "{}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_a_checked_file_and_says_so(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "network.onnx"
+    done = run("export", finished, "--out", file, "--storage", "packed")
+    assert done.returncode == 0, done.stderr
+    assert "100.0 % of 64 synthetic images" in done.stdout
+    assert "opset 21, packed storage" in done.stdout
+    assert file.stat().st_size > 0
+    assert_refused(run("export", finished, "--out", file), "exists", "--force")
+    assert run("export", finished, "--out", file, "--force").returncode == 0
+
+
+def test_export_of_something_else_is_refused(tmp_path: Path) -> None:
+    assert_refused(run("export", tmp_path), "holds no quantized network")

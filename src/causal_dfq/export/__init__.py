@@ -1,0 +1,1 @@
+"""The finished network as files that other programs run."""

@@ -1,0 +1,147 @@
+"""Whether an exported file computes what the simulated network does, layer by layer and as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, fx
+
+from causal_dfq.config import Options
+from causal_dfq.errors import ExportError
+from causal_dfq.export.integer_graph import Requantize
+from causal_dfq.network.operations import attribute, module_path
+from causal_dfq.synthesis.scenes import draw_scenes
+
+# Half a step of rounding, on either side of a tie.
+LARGEST_STEPS = 1
+_BATCH = 32
+_IMAGES_BY_LAYER = 8
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """How a tensor of the file differs from what the simulation makes of the same inputs of its layer.
+
+    `steps`: the largest difference, in steps of the tensor's grid; `share` of its codes differ.
+    """
+
+    name: str
+    steps: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The file beside the simulated network on synthetic images.
+
+    `agreement`: share of images with the same argmax. `cosine`: smallest over images, of the logits. `layers`: each
+    on the file's own inputs, in the order of the network.
+    """
+
+    images: int
+    agreement: float
+    cosine: float
+    layers: tuple[LayerParity, ...]
+
+
+def synthetic_images(options: Options, count: int, seed: int = 0) -> Tensor:
+    """Procedural scenes (count, C, H, W), within the pixels that a picture can have where these are known."""
+    random = torch.Generator().manual_seed(seed)
+    scenes = draw_scenes(count, options.input_shape, random)
+    if options.pixel_bounds is None:
+        return scenes
+    low, high = (torch.tensor(values).view(1, -1, 1, 1) for values in options.pixel_bounds)
+    return torch.clamp(scenes, low, high)
+
+
+def verify(model: onnx.ModelProto, graph: fx.GraphModule, images: Tensor) -> Parity:
+    """The parity of an ONNX model with the integer graph it was made of, on images (N, C, H, W).
+
+    Raises:
+        ExportError: a layer differs by more than rounding; the message names the first one.
+    """
+    layers = compare_layers(model, graph, images[:_IMAGES_BY_LAYER])
+    for layer in layers:
+        if not layer.steps <= LARGEST_STEPS + 1e-3:
+            raise ExportError(
+                f"the file does not compute what the simulated network does: first at {layer.name}, by "
+                f"{layer.steps:.1f} steps of its grid, {100 * layer.share:.1f} % of its values; nothing is written"
+            )
+    session = onnxruntime_session(model.SerializeToString())
+    ours, theirs = [], []
+    with torch.no_grad():
+        for chunk in images.split(_BATCH):
+            ours.append(graph(chunk))
+            theirs.append(torch.from_numpy(session.run(None, {session.get_inputs()[0].name: chunk.numpy()})[0]))
+    simulated, exported = torch.cat(ours), torch.cat(theirs)
+    return Parity(
+        images=len(images),
+        agreement=float((simulated.argmax(1) == exported.argmax(1)).float().mean()),
+        cosine=float(torch.cosine_similarity(simulated.double(), exported.double()).min()),
+        layers=layers,
+    )
+
+
+def compare_layers(model: onnx.ModelProto, graph: fx.GraphModule, images: Tensor) -> tuple[LayerParity, ...]:
+    """Every requantized tensor of the file beside what the simulation makes of the file's own inputs of its layer.
+
+    So a difference is one layer's, not that of the layers before it.
+    """
+    # The exporter numbers the calls of one operator in their order.
+    calls = [node for node in graph.graph.nodes if _is_requantization(graph, node)]
+    names = {node: f"requantize_{number}" if number else "requantize" for number, node in enumerate(calls)}
+    written = {output for node in model.graph.node for output in node.output}
+    exposed = {node: name for node, name in names.items() if name in written}
+    found = _values(model, list(exposed.values()), images)
+    comparison = _Comparison(graph, {node: found[name] for node, name in exposed.items()})
+    with torch.no_grad():
+        comparison.run(images)
+    return tuple(comparison.layers)
+
+
+class _Comparison(fx.Interpreter):
+    """Runs a graph; behind each requantization it goes on with the file's values."""
+
+    def __init__(self, graph: fx.GraphModule, exported: dict[fx.Node, npt.NDArray[np.float32]]) -> None:
+        super().__init__(graph)
+        self._exported = exported
+        self.layers: list[LayerParity] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """A node's value: the file's where there is one."""
+        value = super().run_node(n)
+        if n not in self._exported:
+            return value
+        theirs = torch.from_numpy(self._exported[n])
+        steps = (value - theirs).abs() / attribute(self.module, str(n.target)).scale
+        source = n.args[0]
+        assert isinstance(source, fx.Node)
+        self.layers.append(LayerParity(module_path(source), float(steps.max()), float((steps > 0.5).float().mean())))
+        return theirs
+
+
+def onnxruntime_session(model: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    """The model in ONNX Runtime on the CPU; 0 threads: as many as it likes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _values(model: onnx.ModelProto, names: list[str], images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    """What the file computes for tensors of these names."""
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    extended.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime_session(extended.SerializeToString())
+    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+
+
+def _is_requantization(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(attribute(graph, str(node.target)), Requantize)

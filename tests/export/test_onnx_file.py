@@ -1,0 +1,166 @@
+"""An exported file: standard, integer inside, and the simulation's numbers in ONNX Runtime."""
+
+import json
+from pathlib import Path
+
+import numpy
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import causal_dfq
+from causal_dfq.errors import ConfigError, ExportError, OutputError
+from causal_dfq.export.onnx_file import ExportOptions, export_graph, export_onnx, onnx_model
+from causal_dfq.export.verify import compare_layers, onnxruntime_session, synthetic_images, verify
+from causal_dfq.quantized import QuantizedNetwork
+from tests.export.conftest import finished_network
+from tests.networks import ALL, Residual
+
+
+def built(quantized: QuantizedNetwork, **choices: object) -> onnx.ModelProto:
+    options = ExportOptions(**choices)  # type: ignore[arg-type]
+    return onnx_model(export_graph(quantized, options), quantized, options)
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, int]:
+    return {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("network", ALL)
+def test_every_layer_of_the_file_is_within_a_step_of_the_simulation(network: type[nn.Module], bits: str) -> None:
+    quantized = finished_network(network(), bits)
+    graph = export_graph(quantized, ExportOptions())
+    layers = compare_layers(built(quantized), graph, synthetic_images(quantized.record.options, 8))
+    assert len(layers) >= 4
+    assert max(layer.steps for layer in layers) <= 1.001
+    assert max(layer.share for layer in layers) < 0.01
+
+
+def test_the_file_agrees_with_the_simulated_network(out: Path) -> None:
+    quantized = finished_network(Residual())
+    exported = export_onnx(quantized, out)
+    assert exported.path == out
+    assert exported.size == out.stat().st_size
+    assert exported.parity.agreement == 1.0
+    assert exported.parity.cosine > 0.9999
+    assert (exported.fusion.fused, exported.fusion.total) == (3, 3)
+    for count in (1, 5):
+        images = synthetic_images(quantized.record.options, count, seed=3)
+        (logits,) = onnxruntime_session(out.read_bytes()).run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            expected = quantized(images).numpy()
+        assert numpy.abs(logits - expected).max() < 0.02 * expected.std()
+
+
+def test_weights_biases_and_activations_are_integers() -> None:
+    model = built(finished_network(Residual(), "w4a4"))
+    kinds = initializers(model)
+    codes = {name: kind for name, kind in kinds.items() if name.endswith("codes")}
+    assert set(codes.values()) == {onnx.TensorProto.INT8, onnx.TensorProto.INT32}
+    assert sum(kind == onnx.TensorProto.INT32 for kind in codes.values()) == 3
+    # No weight is left in float: what is, are scales.
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert all(len(tensor.dims) <= 1 for tensor in floats)
+    clips = [node for node in model.graph.node if node.op_type == "Clip"]
+    # The image has 8 bits; the five others 4.
+    assert len(clips) == 4
+    assert model.opset_import[0].version == 18
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "opset"),
+    [("w4a8", onnx.TensorProto.INT4, 21), ("w3a8", onnx.TensorProto.INT4, 21), ("w2a8", onnx.TensorProto.INT2, 25)],
+)
+def test_packed_weights_have_their_own_type_and_the_same_numbers(bits: str, kind: int, opset: int) -> None:
+    quantized = finished_network(Residual(), bits)
+    fast, packed = built(quantized), built(quantized, storage="packed")
+    assert list(initializers(packed).values()).count(kind) == 3
+    assert packed.opset_import[0].version == opset
+    images = synthetic_images(quantized.record.options, 8).numpy()
+    logits = [
+        onnxruntime_session(model.SerializeToString()).run(None, {"images": images})[0] for model in (fast, packed)
+    ]
+    numpy.testing.assert_array_equal(*logits)
+    assert len(packed.SerializeToString()) < len(fast.SerializeToString()) + 600
+
+
+def test_a_packed_file_of_8_bits_is_the_fast_one() -> None:
+    quantized = finished_network(Residual())
+    assert initializers(built(quantized, storage="packed")) == initializers(built(quantized))
+
+
+def test_the_profile_for_tensorrt_has_signed_activations_without_zero_points() -> None:
+    quantized = finished_network(Residual())
+    options = ExportOptions(profile="tensorrt")
+    graph = export_graph(quantized, options)
+    model = onnx_model(graph, quantized, options)
+    points = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("zero_point")}
+    used = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert all(points[name].dtype == numpy.int8 and not points[name].any() for name in used)
+    assert verify(model, graph, synthetic_images(quantized.record.options, 16)).agreement == 1.0
+
+
+@pytest.mark.parametrize("protocol", ["gdfq", "genie"])
+def test_other_protocols_are_written_too(protocol: str) -> None:
+    quantized = finished_network(Residual(), "w4a4", protocol)
+    options = ExportOptions(storage="packed")
+    graph = export_graph(quantized, options)
+    assert verify(onnx_model(graph, quantized, options), graph, synthetic_images(quantized.record.options, 16))
+
+
+def test_metadata_tell_what_a_runtime_must_know_and_nothing_of_this_machine() -> None:
+    model = built(finished_network(Residual(), "w4a8"), storage="packed")
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    assert found["bits"] == "w4a8"
+    assert found["protocol"] == "deploy"
+    assert json.loads(found["mean"]) == [0.5] * 3
+    assert found["causal_dfq"] == causal_dfq.__version__
+    assert str(Path(causal_dfq.__file__).parent).encode() not in model.SerializeToString()
+
+
+def test_a_file_that_exists_is_kept_unless_forced(out: Path) -> None:
+    out.write_text("mine")
+    quantized = finished_network(Residual())
+    with pytest.raises(OutputError, match="exists"):
+        export_onnx(quantized, out)
+    assert out.read_text() == "mine"
+    export_onnx(quantized, out, force=True)
+    onnx.checker.check_model(out, full_check=True)
+
+
+def test_an_unknown_storage_is_refused(out: Path) -> None:
+    with pytest.raises(ConfigError, match="storage 'small'"):
+        export_onnx(finished_network(Residual()), out, "small")  # type: ignore[arg-type]
+
+
+def test_a_wrong_file_is_told_with_its_first_layer() -> None:
+    quantized = finished_network(Residual())
+    graph = export_graph(quantized, ExportOptions())
+    model = built(quantized)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_quantizers.conv2d_1.codes")
+    wrong = -onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(wrong, weight.name))
+    with pytest.raises(ExportError, match="first at conv2, by"):
+        verify(model, graph, synthetic_images(quantized.record.options, 8))
+
+
+class Unwritable(nn.Module):
+    """An operation that ONNX lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.erfinv(0.9 * torch.tanh(self.norm(self.conv(images))))
+        return self.fc(features.mean((2, 3)))
+
+
+def test_an_operation_without_a_form_in_onnx_is_named(out: Path) -> None:
+    with pytest.raises(ExportError, match=r"erfinv.*has no form in ONNX"):
+        export_onnx(finished_network(Unwritable()), out)
+    assert not out.exists()
