@@ -254,6 +254,32 @@ def export(
 
 
 @app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="Of every runtime.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each network in turn; the median counts.")] = 50,
+) -> None:
+    """Measure latency and file size, float against quantized, in ONNX Runtime and, where installed, OpenVINO."""
+    from causal_dfq.export.latency import FLOAT, QUANTIZED, file_sizes, measure_latency
+    from causal_dfq.quantized import load
+
+    quantized = load(folder)
+    with messages.status("measuring"):
+        sizes = file_sizes(quantized)
+        found = measure_latency(quantized, threads, rounds)
+    table = Table(title=f"{quantized.record.options.bits}, {threads} threads, median of {rounds}")
+    for column in ("runtime", "batch", f"{FLOAT}, ms", f"{QUANTIZED}, ms", "times faster"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    by_case = {(each.runtime, each.batch, each.network): each.milliseconds for each in found}
+    for runtime, batch in dict.fromkeys((each.runtime, each.batch) for each in found):
+        before, after = by_case[runtime, batch, FLOAT], by_case[runtime, batch, QUANTIZED]
+        table.add_row(runtime, str(batch), f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}")
+    output.print(table)
+    for name, size in (("float32", sizes.float32), ("fast", sizes.fast), ("packed", sizes.packed)):
+        output.print(f"{name:>8}  {size / 1e6:8.2f} MB  {size / sizes.float32:.3f} of float32")
+
+
+@app.command()
 def models() -> None:
     """List the bundled networks and the other ways to name one."""
     from causal_dfq.zoo.bundled import BUNDLED, read_card

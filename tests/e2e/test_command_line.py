@@ -321,5 +321,12 @@ def test_export_writes_a_checked_file_and_says_so(finished: Path, tmp_path: Path
     assert run("export", finished, "--out", file, "--force").returncode == 0
 
 
+def test_bench_prints_both_networks_in_every_runtime(finished: Path) -> None:
+    done = run("bench", finished, "--rounds", "2", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert "ONNX Runtime" in done.stdout
+    assert "packed" in done.stdout
+
+
 def test_export_of_something_else_is_refused(tmp_path: Path) -> None:
     assert_refused(run("export", tmp_path), "holds no quantized network")

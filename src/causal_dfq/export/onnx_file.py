@@ -142,6 +142,15 @@ def onnx_model(graph: fx.GraphModule, quantized: QuantizedNetwork, options: Expo
     return proto
 
 
+def float_model(quantized: QuantizedNetwork) -> onnx.ModelProto:
+    """The network before quantization as an ONNX model, to compare with.
+
+    Raises:
+        ExportError: an operation has no form in ONNX.
+    """
+    return ir.to_proto(_translated(quantized.reference, quantized.record.options.input_shape).model)
+
+
 def _translated(graph: fx.GraphModule, input_shape: tuple[int, int, int]) -> torch.onnx.ONNXProgram:
     # Two images: a batch of one would be taken for a constant.
     images = torch.zeros(2, *input_shape)
