@@ -233,7 +233,9 @@ def export(
     if file_format == "pt2":
         from causal_dfq.export.torch_file import export_torch
 
-        output.print(f"written   {export_torch(quantized, path, force=force)}", soft_wrap=True)
+        if (storage, profile, reduce_range) != ("fast", "default", False):
+            raise ConfigError("--storage, --profile and --reduce-range are of the ONNX file: leave them out with pt2")
+        output.print(f"written   {escape(str(export_torch(quantized, path, force=force)))}", soft_wrap=True)
         return
     with messages.status("exporting"):
         exported = export_onnx(quantized, path, storage, profile=profile, reduce_range=reduce_range, force=force)
@@ -242,7 +244,8 @@ def export(
     worst = max((layer.steps for layer in parity.layers), default=0.0)
     table = Table(show_header=False, box=None)
     table.add_row(
-        "written", f"{exported.path}: {exported.size / 1e6:.2f} MB, opset {exported.opset}, {storage} storage"
+        "written",
+        f"{escape(str(exported.path))}: {exported.size / 1e6:.2f} MB, opset {exported.opset}, {storage} storage",
     )
     table.add_row(
         "parity",
@@ -266,15 +269,17 @@ def bench(
     quantized = load(folder)
     with messages.status("measuring"):
         sizes = file_sizes(quantized)
-        found = measure_latency(quantized, threads, rounds)
+        measured = measure_latency(quantized, threads, rounds)
     table = Table(title=f"{quantized.record.options.bits}, {threads} threads, median of {rounds}")
     for column in ("runtime", "batch", f"{FLOAT}, ms", f"{QUANTIZED}, ms", "times faster"):
         table.add_column(column, justify="left" if column == "runtime" else "right")
-    by_case = {(each.runtime, each.batch, each.network): each.milliseconds for each in found}
-    for runtime, batch in dict.fromkeys((each.runtime, each.batch) for each in found):
+    by_case = {(each.runtime, each.batch, each.network): each.milliseconds for each in measured.latencies}
+    for runtime, batch in dict.fromkeys((each.runtime, each.batch) for each in measured.latencies):
         before, after = by_case[runtime, batch, FLOAT], by_case[runtime, batch, QUANTIZED]
         table.add_row(runtime, str(batch), f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}")
     output.print(table)
+    for runtime, reason in measured.refused.items():
+        messages.print(f"{runtime} does not run it: {escape(reason)}")
     for name, size in (("float32", sizes.float32), ("fast", sizes.fast), ("packed", sizes.packed)):
         output.print(f"{name:>8}  {size / 1e6:8.2f} MB  {size / sizes.float32:.3f} of float32")
 
@@ -373,7 +378,7 @@ def _print_summary(quantized: QuantizedNetwork, folder: Path) -> None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
         table.add_row("memory", _batches(used, chosen_recipe(record.options), record.options.memory_limit))
     files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
-    table.add_row("written", f"{folder}: {files}")
+    table.add_row("written", f"{escape(str(folder))}: {files}")
     output.print(table)
 
 

@@ -38,6 +38,24 @@ def is_partial(path: Path) -> bool:
     return path.name.startswith(".") and _MARK in path.name
 
 
+def check_target(path: Path, force: bool) -> None:
+    """Refuses what a file cannot be written to, before any work is done for it.
+
+    Raises:
+        OutputError: it exists and `force` is not set, is a folder, or lies in none.
+    """
+    try:
+        is_folder, exists, has_parent = path.is_dir(), path.exists(), path.absolute().parent.is_dir()
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+    if is_folder:
+        raise OutputError(f"{path} is a folder: give the name of a file")
+    if not has_parent:
+        raise OutputError(f"{path.absolute().parent} does not exist: make it, or give another place for {path.name}")
+    if exists and not force:
+        raise OutputError(f"{path} exists: give another name, or --force to replace it")
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a .safetensors file atomically.
 

@@ -321,6 +321,16 @@ def test_export_writes_a_checked_file_and_says_so(finished: Path, tmp_path: Path
     assert run("export", finished, "--out", file, "--force").returncode == 0
 
 
+def test_export_for_torch_names_its_file_whatever_it_is_called(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs[w4a4]"
+    folder.mkdir()
+    done = run("export", finished, "--format", "pt2", "--out", folder / "network.pt2")
+    assert done.returncode == 0, done.stderr
+    assert "runs[w4a4]/network.pt2" in done.stdout
+    assert (folder / "network.pt2").stat().st_size > 0
+    assert_refused(run("export", finished, "--format", "pt2", "--storage", "packed"), "--storage", "ONNX")
+
+
 def test_bench_prints_both_networks_in_every_runtime(finished: Path) -> None:
     done = run("bench", finished, "--rounds", "2", "--threads", "1")
     assert done.returncode == 0, done.stderr

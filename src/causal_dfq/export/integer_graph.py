@@ -22,8 +22,11 @@ from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeigh
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 ActivationType = Literal["uint8", "int8"]
-BIASES = "bias_codes"
-_LARGEST_BIAS = 2**31 - 1
+BIASES = "causal_dfq_biases"
+# The other half of what 32 bits hold is for the products.
+_LARGEST_BIAS = 2**30
+# They look at a tensor and compute nothing.
+_LOOKING = frozenset({"sym_size", "sym_numel", "_assert_tensor_metadata"})
 # Their result is a list of tensors.
 _SPLITTING = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 
@@ -74,13 +77,14 @@ def integer_graph(simulated: fx.GraphModule, kind: ActivationType) -> fx.GraphMo
     """The graph of a finished network with integer constants, as `torch.onnx.export` is given it.
 
     A clipping activation whose grid ends where it clips is left out; a tensor that an operation reads comes straight
-    from a requantization, moves and concatenations behind it notwithstanding; a bias has the scale of its layer's
-    accumulator.
+    from a requantization, moves and concatenations behind it notwithstanding. With uint8 activations a bias has the
+    scale of its layer's accumulator; runtimes that want int8 ones take biases in float.
     """
-    module = copy.deepcopy(simulated)
+    module = copy.deepcopy(simulated).cpu()
     _drop_absorbed_activations(module)
     grids = _grids(module.graph)
-    _store_biases(module, grids)
+    if kind == "uint8":
+        _store_biases(module, grids)
     _round_after_moves(module.graph, grids)
     for name, quantizer in list(module.named_modules()):
         if isinstance(quantizer, FrozenActivationQuantizer):
@@ -130,6 +134,8 @@ def _moved(node: fx.Node) -> list[fx.Node]:
         isinstance(value, int | float) and value for value in (*node.args[2:], *node.kwargs.values())
     ):
         return []
+    if any(isinstance(value, torch.dtype) and value != torch.float32 for value in (*node.args, *node.kwargs.values())):
+        return []
     data = node.args[0]
     return [source for source in (data if isinstance(data, list | tuple) else [data]) if isinstance(source, fx.Node)]
 
@@ -149,8 +155,6 @@ def _store_biases(module: fx.GraphModule, grids: dict[fx.Node, str]) -> None:
             str(weight.target).removeprefix(WEIGHT_QUANTIZERS + "."),
         )
         constant = _stored_bias(attribute(module, str(bias.target)), quantizer, attribute(module, grids[source]).scale)
-        if constant is None:
-            continue
         if not hasattr(module, BIASES):
             module.add_module(BIASES, nn.Module())
         attribute(module, BIASES).add_module(name, constant)
@@ -161,17 +165,20 @@ def _store_biases(module: fx.GraphModule, grids: dict[fx.Node, str]) -> None:
             module.graph.erase_node(bias)
 
 
-def _stored_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -> Stored | None:
-    """None where 32 bits do not hold it. Channels without weight take the scale that their bias needs, for both."""
-    weight_scale = weight.scale.flatten().double()
-    is_empty = (weight.codes == weight.zero_point).flatten(1).all(1)
-    needed = 2 * bias.double().abs() / (_LARGEST_BIAS * input_scale.double())
-    weight_scale = torch.where(is_empty, torch.maximum(weight_scale, needed), weight_scale).float()
-    scale = input_scale * weight_scale
+def _stored_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -> Stored:
+    """A bias in the accumulator's units.
+
+    A channel whose weights are so small that its bias would overflow takes the scale that the bias needs, for both:
+    its weights, which say nothing beside it, are rounded again.
+    """
+    needed = (bias.abs() / (_LARGEST_BIAS * input_scale)).view_as(weight.scale)
+    if bool((needed > weight.scale).any()):
+        real = weight()
+        weight.scale.copy_(torch.maximum(weight.scale, needed))
+        ends = integer_range(weight.bits, is_signed=True)
+        weight.codes.copy_(quantize(real, weight.scale, weight.zero_point.float(), *ends))
+    scale = input_scale * weight.scale.flatten()
     codes = torch.round(bias.double() / scale.double())
-    if codes.abs().max() > _LARGEST_BIAS:
-        return None
-    weight.scale.copy_(weight_scale.view_as(weight.scale))
     return Stored(codes.to(torch.int32), scale, torch.zeros_like(codes), 32)
 
 
@@ -182,7 +189,11 @@ def _round_after_moves(graph: fx.Graph, grids: dict[fx.Node, str]) -> None:
     """
     for node in list(graph.nodes):
         is_moved = node in grids and node.op == "call_function" and operation_name(node) not in _SPLITTING
-        readers = [user for user in node.users if user not in grids and user.op == "call_function"]
+        readers = [
+            user
+            for user in node.users
+            if user not in grids and user.op == "call_function" and operation_name(user) not in _LOOKING
+        ]
         if is_moved and readers:
             with graph.inserting_after(node):
                 call = graph.call_module(grids[node], (node,))

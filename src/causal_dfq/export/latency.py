@@ -15,6 +15,7 @@ from torch import Tensor
 
 from causal_dfq.export.onnx_file import ExportOptions, export_graph, float_model, onnx_model
 from causal_dfq.export.verify import onnxruntime_session, synthetic_images
+from causal_dfq.network.error_text import first_line
 from causal_dfq.quantized import QuantizedNetwork
 
 FLOAT, QUANTIZED = "float32", "quantized"
@@ -29,6 +30,14 @@ class Latency:
     network: str
     batch: int
     milliseconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The latencies, and what a runtime said that does not run one of the networks."""
+
+    latencies: list[Latency]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,18 @@ def file_sizes(quantized: QuantizedNetwork) -> FileSizes:
 
 def measure_latency(
     quantized: QuantizedNetwork, threads: int, rounds: int, batches: tuple[int, ...] = (1, 8)
-) -> list[Latency]:
+) -> Measured:
     """The latency of both networks in every runtime, in turn within each round, so that a slow moment meets all."""
     models = {FLOAT: float_model(quantized), QUANTIZED: _integer_model(quantized, ExportOptions())}
-    runners = {
-        (runtime, name): make(model.SerializeToString(), threads)
-        for runtime, make in runtimes().items()
-        for name, model in models.items()
-    }
+    runners: dict[tuple[str, str], Callable[[Tensor], Any]] = {}
+    refused: dict[str, str] = {}
+    for runtime, make in runtimes().items():
+        try:
+            of_runtime = {(runtime, name): make(model.SerializeToString(), threads) for name, model in models.items()}
+        except Exception as error:  # Each runtime has errors of its own kind.
+            refused[runtime] = first_line(error)
+        else:
+            runners |= of_runtime
     found = []
     for batch in batches:
         images = synthetic_images(quantized.record.options, batch)
@@ -70,7 +83,7 @@ def measure_latency(
                 if number >= _WARM_UP:
                     seconds[key].append(time.perf_counter() - started)
         found += [Latency(*key, batch, 1000 * statistics.median(values)) for key, values in seconds.items()]
-    return found
+    return Measured(found, refused)
 
 
 def runtimes() -> dict[str, Callable[[bytes, int], Callable[[Tensor], Any]]]:

@@ -39,7 +39,7 @@ def with_reduced_weights(simulated: fx.GraphModule) -> fx.GraphModule:
         if isinstance(weight, IntegerWeight) and weight.bits > _REDUCED_BITS:
             real = weight()
             weight.scale.mul_(2)
-            weight.zero_point.copy_((weight.zero_point.float() / 2).round())
+            weight.zero_point.copy_((weight.zero_point.float() / 2).round().clamp(*ends))
             weight.codes.copy_(quantize(real, weight.scale, weight.zero_point.float(), *ends))
             weight.bits = _REDUCED_BITS
     return module

@@ -20,6 +20,8 @@ from causal_dfq.synthesis.scenes import draw_scenes
 
 # Half a step of rounding, on either side of a tie.
 LARGEST_STEPS = 1
+# Relative, of sums in another order.
+_ARITHMETIC = 1e-3
 _BATCH = 32
 _IMAGES_BY_LAYER = 8
 
@@ -38,9 +40,9 @@ class LayerParity:
 
 @dataclass(frozen=True)
 class Parity:
-    """The file beside the simulated network on synthetic images.
+    """A file beside the simulated network on synthetic images.
 
-    `agreement`: share of images with the same argmax. `cosine`: smallest over images, of the logits. `layers`: each
+    `agreement`: share of the images with the same class. `cosine`: smallest over images, of the logits. `layers`: each
     on the file's own inputs, in the order of the network.
     """
 
@@ -60,48 +62,64 @@ def synthetic_images(options: Options, count: int, seed: int = 0) -> Tensor:
     return torch.clamp(scenes, low, high)
 
 
-def verify(model: onnx.ModelProto, graph: fx.GraphModule, images: Tensor) -> Parity:
-    """The parity of an ONNX model with the integer graph it was made of, on images (N, C, H, W).
+def verify(model: onnx.ModelProto, graph: fx.GraphModule, simulated: fx.GraphModule, images: Tensor) -> Parity:
+    """The parity of an ONNX model with the simulated network, on images (N, C, H, W).
+
+    Args:
+        graph: the integer graph that the model was made of: on some of the images each of its layers must give what
+            the model's gives.
+        simulated: the network as it was quantized.
 
     Raises:
         ExportError: a layer differs by more than rounding; the message names the first one.
     """
     layers = compare_layers(model, graph, images[:_IMAGES_BY_LAYER])
-    for layer in layers:
-        if not layer.steps <= LARGEST_STEPS + 1e-3:
-            raise ExportError(
-                f"the file does not compute what the simulated network does: first at {layer.name}, by "
-                f"{layer.steps:.1f} steps of its grid, {100 * layer.share:.1f} % of its values; nothing is written"
-            )
     session = onnxruntime_session(model.SerializeToString())
-    ours, theirs = [], []
+    name = session.get_inputs()[0].name
     with torch.no_grad():
-        for chunk in images.split(_BATCH):
-            ours.append(graph(chunk))
-            theirs.append(torch.from_numpy(session.run(None, {session.get_inputs()[0].name: chunk.numpy()})[0]))
-    simulated, exported = torch.cat(ours), torch.cat(theirs)
+        expected = torch.cat([simulated(chunk) for chunk in images.split(_BATCH)])
+    found = torch.cat([torch.from_numpy(session.run(None, {name: c.numpy()})[0]) for c in images.split(_BATCH)])
     return Parity(
         images=len(images),
-        agreement=float((simulated.argmax(1) == exported.argmax(1)).float().mean()),
-        cosine=float(torch.cosine_similarity(simulated.double(), exported.double()).min()),
+        agreement=float((expected.argmax(1) == found.argmax(1)).float().mean()),
+        cosine=float(torch.cosine_similarity(expected.double(), found.double()).min()),
         layers=layers,
     )
 
 
 def compare_layers(model: onnx.ModelProto, graph: fx.GraphModule, images: Tensor) -> tuple[LayerParity, ...]:
-    """Every requantized tensor of the file beside what the simulation makes of the file's own inputs of its layer.
+    """Every requantized tensor of the file beside what the graph makes of the file's own inputs of its layer.
 
     So a difference is one layer's, not that of the layers before it.
+
+    Raises:
+        ExportError: one differs by more than rounding, or the logits do; the message names the first one.
     """
     # The exporter numbers the calls of one operator in their order.
     calls = [node for node in graph.graph.nodes if _is_requantization(graph, node)]
     names = {node: f"requantize_{number}" if number else "requantize" for number, node in enumerate(calls)}
     written = {output for node in model.graph.node for output in node.output}
     exposed = {node: name for node, name in names.items() if name in written}
-    found = _values(model, list(exposed.values()), images)
-    comparison = _Comparison(graph, {node: found[name] for node, name in exposed.items()})
+    if calls and not exposed:
+        raise ExportError(
+            "the file cannot be compared with the network layer by layer: this torch names them otherwise"
+        )
+    logits, *values = _values(model, [model.graph.output[0].name, *exposed.values()], images)
+    comparison = _Comparison(graph, dict(zip(exposed, values, strict=True)))
     with torch.no_grad():
-        comparison.run(images)
+        expected = comparison.run(images)
+    for layer in comparison.layers:
+        if not layer.steps <= LARGEST_STEPS + _ARITHMETIC:
+            raise ExportError(
+                f"the file does not compute what the simulated network does: first at {layer.name}, by "
+                f"{layer.steps:.1f} steps of its grid, {100 * layer.share:.1f} % of its values; nothing is written"
+            )
+    difference = float((expected - torch.from_numpy(logits)).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not difference <= _ARITHMETIC:
+        raise ExportError(
+            f"the file does not compute what the simulated network does: its logits differ by {100 * difference:.1f} % "
+            "although the layers before them agree; nothing is written"
+        )
     return tuple(comparison.layers)
 
 
@@ -134,13 +152,15 @@ def onnxruntime_session(model: bytes, threads: int = 0) -> onnxruntime.Inference
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _values(model: onnx.ModelProto, names: list[str], images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+def _values(model: onnx.ModelProto, names: list[str], images: Tensor) -> list[npt.NDArray[np.float32]]:
     """What the file computes for tensors of these names."""
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
-    extended.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    known = {output.name for output in model.graph.output}
+    extended.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
     session = onnxruntime_session(extended.SerializeToString())
-    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+    values: list[npt.NDArray[np.float32]] = session.run(names, {session.get_inputs()[0].name: images.numpy()})
+    return values
 
 
 def _is_requantization(graph: fx.GraphModule, node: fx.Node) -> bool:

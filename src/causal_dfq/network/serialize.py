@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from causal_dfq.errors import OutputError
-from causal_dfq.network.operations import aten_overload, is_identifier
+from causal_dfq.network.operations import aten_overload, is_identifier, module_path
 
 _OPERATORS = {
     name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg")
@@ -21,7 +21,7 @@ _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).val
 
 
 def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
-    """The nodes in order, each with its operation, target and arguments.
+    """The nodes in order, each with its operation, target and arguments, and where it is in the user's network.
 
     Raises:
         OutputError: the graph calls something else than an ATen operation.
@@ -33,6 +33,7 @@ def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
             "target": _target_to_text(node),
             "args": _encode(node.args),
             "kwargs": _encode(node.kwargs),
+            **({"path": module_path(node)} if node.meta.get("nn_module_stack") else {}),
         }
         for node in graph.nodes
     ]
@@ -53,6 +54,8 @@ def graph_from_data(data: list[dict[str, Any]]) -> fx.Graph:
             args = tuple(_decode(entry["args"], nodes))
             kwargs = _keywords(entry["kwargs"], nodes)
             node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+            if isinstance(entry.get("path"), str):
+                node.meta["nn_module_stack"] = {"": (entry["path"], "")}
             nodes[entry["name"]] = node
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
         raise OutputError(f"the saved graph cannot be read: {error!r}; quantize the network again") from error

@@ -1,0 +1,123 @@
+"""An integer graph as torch's exporter writes it in ONNX, and which operation it fails on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+
+from causal_dfq.errors import ExportError
+from causal_dfq.export.operators import IN_ONNX
+from causal_dfq.network.error_text import first_line
+from causal_dfq.network.operations import module_path
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def translated(graph: fx.GraphModule, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
+    """The model of a graph: images (N, C, H, W) -> logits (N, K), the batch open.
+
+    Raises:
+        ExportError: an operation has no form in ONNX; the message names it.
+    """
+    # Two images: a batch of one would be taken for a constant.
+    images = torch.zeros(2, *input_shape)
+    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    try:
+        model = _written(graph, (images,), opset, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), **names)
+    except Exception as error:
+        node = _unwritable_operation(graph, images, opset)
+        if node is not None:
+            raise ExportError(
+                f"{node.target} at {module_path(node)} has no form in ONNX: replace it in the network, quantize again"
+            ) from error
+        raise ExportError(f"the network cannot be written as ONNX: {first_line(error.__cause__ or error)}") from error
+    for written in model.graph.all_nodes():
+        # Where the exporter met it: paths of this machine.
+        written.metadata_props.clear()
+    return model
+
+
+def _written(module: fx.GraphModule, inputs: tuple[Tensor, ...], opset: int, **choices: Any) -> ir.Model:
+    with _silent():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            custom_translation_table=IN_ONNX,
+            **choices,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The exporter talks on every channel."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unwritable_operation(graph: fx.GraphModule, images: Tensor, opset: int) -> fx.Node | None:
+    """The first operation that the exporter cannot write where it stands alone."""
+    values = _ValuesOfNodes(graph)
+    try:
+        with torch.no_grad():
+            values.run(images)
+    except Exception:
+        return None
+    written: set[object] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target in written or not _stands_alone(node, values.found):
+            continue
+        try:
+            _written(*_alone(node, values.found), opset)
+        except Exception:
+            return node  # type: ignore[no-any-return]
+        written.add(node.target)
+    return None
+
+
+class _ValuesOfNodes(fx.Interpreter):
+    """Runs a graph and keeps the value of every node."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """A node's value."""
+        self.found[n] = super().run_node(n)
+        return self.found[n]
+
+
+def _stands_alone(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """Whether an operation makes a tensor of tensors and numbers: a list of tensors is no input of a network."""
+    read = [values[source] for source in node.all_input_nodes]
+    return isinstance(values[node], Tensor) and not any(isinstance(value, list | tuple) for value in read)
+
+
+def _alone(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """An operation as a network of its own, and what it reads."""
+    graph = fx.Graph()
+    tensors = [source for source in node.all_input_nodes if isinstance(values[source], Tensor)]
+    inputs = {source: graph.placeholder(source.name) for source in tensors}
+    copied = graph.node_copy(node, lambda source: inputs.get(source, values[source]))
+    graph.output(copied)
+    return fx.GraphModule(nn.Module(), graph), tuple(values[source] for source in tensors)
