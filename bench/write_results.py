@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bench import accuracy
 from bench.ablation import ABLATIONS, WITHOUT_DISCREPANCY
@@ -159,11 +160,12 @@ def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
                 spreads = [e["drop_spread"] or 0.0 for e in found]
                 axes.errorbar(minutes, drops, spreads, marker="o", markersize=4, linewidth=1, label=method)
         axes.axhline(row.largest_drop, color="0.7", linewidth=1, linestyle="--")
-        axes.set_title(f"{row.network.split('_')[0]} {row.bits} {row.protocol}", fontsize=9)
+        axes.set_title(f"{row.network}\n{row.bits} {row.protocol}; dashed: the goal", fontsize=8)
         axes.set_xlabel("minutes")
         axes.set_ylabel("drop")
         axes.set_xscale("log")
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        lowest, highest = axes.get_ylim()
+        axes.set_ylim(min(0.0, lowest), highest + 0.1 * (highest - min(0.0, lowest)))
         axes.legend(fontsize=7)
     for axes in panels[len(rows) :]:
         axes.set_visible(False)
@@ -190,6 +192,7 @@ def draw_against_bits(entries: list[dict[str, Any]], path: Path) -> None:
             axes.axhline(of_network[0]["float_top1"], color="0.7", linewidth=1, linestyle="--", label="FP32")
             axes.legend(fontsize=7)
         axes.set_title(network, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("bits of weights and activations")
         axes.set_ylabel("top-1 in %")
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
@@ -199,15 +202,15 @@ def origin_section(results: dict[str, Any]) -> str:
     """Commands, machine, versions, the commits that the runs are of, and how many ran side by side."""
     machine, runs = results["machine"], results["runs"]
     commits = sorted({run["commit"][:10] for run in runs})
-    threads = sorted({run["threads"] for run in runs})
+    threads = " or ".join(str(count) for count in sorted({run["threads"] for run in runs}))
     commands = list(dict.fromkeys(run["origin"]["command"] for run in runs))
     return "\n".join(
         [
             "## Origin",
             "",
             f"{machine['cores']} cores of an {machine['processor']}, torch {results['versions']['torch']}; commits "
-            f"{', '.join(commits)}; one process a run, {' or '.join(map(str, threads))} threads each. Runs that share "
-            "their images count the time of making them each.",
+            f"{', '.join(commits)}; one process a run, threads each: {threads}. Runs that share their "
+            "images count the time of making them each.",
             "",
             *(f"    {command}" for command in commands),
         ]
@@ -227,7 +230,8 @@ def results_page(results: dict[str, Any]) -> str:
         plots,
         origin_section(results),
     ]
-    return "\n\n".join(sections) + "\n"
+    # A table without a line says nothing.
+    return "\n\n".join(section for section in sections if not section.splitlines()[-1].startswith("|---")) + "\n"
 
 
 def _is_of(entry: dict[str, Any], row: accuracy.Row) -> bool:
