@@ -5,6 +5,7 @@ Weights and biases are stored as integers; between a QuantizeLinear and its Dequ
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def export_onnx(
     graph = export_graph(quantized, options)
     model = onnx_model(graph, quantized, options)
     try:
-        simulated = quantized.graph_module.cpu()
+        simulated = copy.deepcopy(quantized.graph_module).cpu()
         parity = verify(model, graph, simulated, synthetic_images(quantized.record.options, VERIFIED_IMAGES))
         fusion = fusion_in_onnxruntime(model)
     except CausalDFQError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def export_torch(quantized: QuantizedNetwork, path: str | Path, *, force: bool =
     content = io.BytesIO()
     try:
         program = torch.export.export(
-            quantized.graph_module, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+            copy.deepcopy(quantized.graph_module).cpu(),
+            (images,),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            strict=False,
         )
         torch.export.save(program, content)
     except Exception as error:
