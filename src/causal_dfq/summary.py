@@ -1,0 +1,62 @@
+"""What a person reads when a network is quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from causal_dfq.pipeline import chosen_recipe
+from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.training.analysis import PREFIX
+from causal_dfq.training.budget import Recipe
+
+
+def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
+    """Bits, time, agreement, the causal analysis and the files of a finished run in a folder."""
+    record = quantized.record
+    tensors = quantized.quantized_tensors()
+    weights = [tensor.bits for tensor in tensors if tensor.kind == "weight"]
+    activations = [tensor.bits for tensor in tensors if tensor.kind == "activation"]
+    table = Table(show_header=False, box=None)
+    table.add_row("bits", f"{record.options.bits}, protocol {record.options.protocol}, effort {record.options.effort}")
+    table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
+    table.add_row("activations", f"{len(activations)} grids at {_widths(activations)}")
+    metrics = record.last_metrics
+    if record.steps:
+        table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
+    if "agreement" in metrics:
+        agreement = 100 * metrics["agreement"]
+        table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
+    if PREFIX + "cka" in metrics:
+        table.add_row("do(style)", _under_interventions(metrics))
+    if record.steps and record.options.memory_limit is not None:
+        used = Recipe(**record.recipe)  # type: ignore[arg-type]
+        table.add_row("memory", _batches(used, chosen_recipe(record.options), record.options.memory_limit))
+    files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
+    table.add_row("written", f"{escape(str(folder))}: {files}")
+    return table
+
+
+def _under_interventions(metrics: dict[str, float]) -> str:
+    found = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
+    p, q = (100 * found[f"content_accuracy_{network}"] for network in ("pretrained", "quantized"))
+    text = f"the content's class is seen by P in {p:.0f} %, by Q in {q:.0f} %; CKA of Q to P {found['cka']:.2f}"
+    overlap = found.get("attention_overlap")
+    return text if overlap is None else f"{text}, Grad-CAM overlap {overlap:.2f}"
+
+
+def _batches(used: Recipe, full: Recipe, limit: int) -> str:
+    sizes = f"{used.generator_images} and {used.student_images}"
+    if used == full:
+        return f"full batches of {sizes} images fit into {limit / 2**30:.1f} GB"
+    usual = f"{full.generator_images} and {full.student_images}"
+    return f"batches shrunk from {usual} to {sizes} images, to fit into {limit / 2**30:.1f} GB"
+
+
+def _widths(bits: list[int]) -> str:
+    counts = {width: bits.count(width) for width in sorted(set(bits))}
+    if len(counts) == 1:
+        return f"{next(iter(counts))} bits"
+    return ", ".join(f"{width} bits ({count})" for width, count in counts.items()) or "32 bits"
