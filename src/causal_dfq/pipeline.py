@@ -23,6 +23,7 @@ from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import fold_batch_norm
 from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
+from causal_dfq.quantizer.accumulator import round_biases
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
@@ -237,13 +238,21 @@ def finish(
     """The finished network of a run whose last step is done."""
     causal_model = str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else ""
     record = _record(prepared, options, run.recipe, run.device, run.total_steps, seconds, causal_model, metrics)
-    return QuantizedNetwork(freeze(prepared.quantized), prepared.folded.cpu(), record)
+    return QuantizedNetwork(_frozen(prepared, options), prepared.folded.cpu(), record)
 
 
 def finish_without_training(prepared: PreparedNetwork, options: Options, device: torch.device) -> QuantizedNetwork:
     """Weights rounded to the grids of least squared error; no image is needed."""
     record = _record(prepared, options, chosen_recipe(options), device, 0, 0.0, "", {})
-    return QuantizedNetwork(freeze(prepared.quantized), prepared.folded, record)
+    return QuantizedNetwork(_frozen(prepared, options), prepared.folded, record)
+
+
+def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
+    """The trained network in integers; biases too where an integer runtime is what the protocol simulates."""
+    frozen = freeze(prepared.quantized)
+    if options.protocol == "deploy":
+        round_biases(frozen)
+    return frozen
 
 
 def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor | None]:

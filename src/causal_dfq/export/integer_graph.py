@@ -1,4 +1,4 @@
-"""The simulated network rewritten as an integer runtime wants it; the numbers stay the same but for rounded biases."""
+"""The simulated network rewritten as an integer runtime wants it; the numbers stay the same."""
 
 from __future__ import annotations
 
@@ -9,22 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from causal_dfq.export.operators import requantize, stored
-from causal_dfq.network.operations import (
-    CONCATENATION,
-    WEIGHT_LAYERS,
-    attribute,
-    clipping_bounds,
-    is_value_preserving,
-    operation_name,
-)
+from causal_dfq.network.operations import attribute, clipping_bounds, operation_name
+from causal_dfq.quantizer.accumulator import accumulator_bias, biased_layers, value_grids
 from causal_dfq.quantizer.affine import integer_range, quantize
 from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeight
-from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 
 ActivationType = Literal["uint8", "int8"]
 BIASES = "causal_dfq_biases"
-# The other half of what 32 bits hold is for the products.
-_LARGEST_BIAS = 2**30
 # They look at a tensor and compute nothing.
 _LOOKING = frozenset({"sym_size", "sym_numel", "_assert_tensor_metadata"})
 # Their result is a list of tensors.
@@ -82,10 +74,9 @@ def integer_graph(simulated: fx.GraphModule, kind: ActivationType) -> fx.GraphMo
     """
     module = copy.deepcopy(simulated).cpu()
     _drop_absorbed_activations(module)
-    grids = _grids(module.graph)
     if kind == "uint8":
-        _store_biases(module, grids)
-    _round_after_moves(module.graph, grids)
+        _store_biases(module)
+    _round_after_moves(module.graph, value_grids(module.graph))
     for name, quantizer in list(module.named_modules()):
         if isinstance(quantizer, FrozenActivationQuantizer):
             _set(module, name, Requantize(quantizer, kind))
@@ -113,73 +104,20 @@ def _spans_no_more(quantizer: FrozenActivationQuantizer, bounds: tuple[float, fl
     return bool(torch.equal(codes, torch.tensor(ends, dtype=codes.dtype)))
 
 
-def _grids(graph: fx.Graph) -> dict[fx.Node, str]:
-    """The name of the quantizer whose codes a node's values are on, where they are."""
-    grids: dict[fx.Node, str] = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and str(node.target).startswith(f"{ACTIVATION_QUANTIZERS}."):
-            grids[node] = str(node.target)
-            continue
-        found = {grids.get(source, "") for source in _moved(node)}
-        if len(found) == 1 and "" not in found:
-            grids[node] = found.pop()
-    return grids
-
-
-def _moved(node: fx.Node) -> list[fx.Node]:
-    """The tensors whose values a node hands on as they are; empty for other nodes."""
-    if node.op != "call_function" or not (is_value_preserving(node) or node.target == CONCATENATION):
-        return []
-    if operation_name(node) in ("pad", "constant_pad_nd") and any(
-        isinstance(value, int | float) and value for value in (*node.args[2:], *node.kwargs.values())
-    ):
-        return []
-    if any(isinstance(value, torch.dtype) and value != torch.float32 for value in (*node.args, *node.kwargs.values())):
-        return []
-    data = node.args[0]
-    return [source for source in (data if isinstance(data, list | tuple) else [data]) if isinstance(source, fx.Node)]
-
-
-def _store_biases(module: fx.GraphModule, grids: dict[fx.Node, str]) -> None:
-    """Biases in 32 bits, in units of input scale times weight scale, as an accumulator holds them."""
-    for node in module.graph.nodes:
-        if node.op != "call_function" or node.target not in WEIGHT_LAYERS or len(node.args) < 3:
-            continue
-        source, weight, bias = node.args[:3]
-        if not isinstance(bias, fx.Node) or bias.op != "get_attr" or not isinstance(source, fx.Node):
-            continue
-        if source not in grids or not isinstance(weight, fx.Node) or weight.op != "call_module":
-            continue
-        quantizer, name = (
-            attribute(module, str(weight.target)),
-            str(weight.target).removeprefix(WEIGHT_QUANTIZERS + "."),
-        )
-        constant = _stored_bias(attribute(module, str(bias.target)), quantizer, attribute(module, grids[source]).scale)
+def _store_biases(module: fx.GraphModule) -> None:
+    """Biases in 32 bits, in the units of their layers' accumulators."""
+    for layer in list(biased_layers(module)):
+        bias = attribute(module, str(layer.bias.target))
+        codes, scale = accumulator_bias(bias, layer.weight, layer.input_scale)
         if not hasattr(module, BIASES):
             module.add_module(BIASES, nn.Module())
-        attribute(module, BIASES).add_module(name, constant)
-        with module.graph.inserting_before(node):
+        name = layer.weight_name.removeprefix(WEIGHT_QUANTIZERS + ".")
+        attribute(module, BIASES).add_module(name, Stored(codes, scale, torch.zeros_like(codes), 32))
+        with module.graph.inserting_before(layer.node):
             call = module.graph.call_module(f"{BIASES}.{name}", ())
-        node.update_arg(2, call)
-        if not bias.users:
-            module.graph.erase_node(bias)
-
-
-def _stored_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -> Stored:
-    """A bias in the accumulator's units.
-
-    A channel whose weights are so small that its bias would overflow takes the scale that the bias needs, for both:
-    its weights, which say nothing beside it, are rounded again.
-    """
-    needed = (bias.abs() / (_LARGEST_BIAS * input_scale)).view_as(weight.scale)
-    if bool((needed > weight.scale).any()):
-        real = weight()
-        weight.scale.copy_(torch.maximum(weight.scale, needed))
-        ends = integer_range(weight.bits, is_signed=True)
-        weight.codes.copy_(quantize(real, weight.scale, weight.zero_point.float(), *ends))
-    scale = input_scale * weight.scale.flatten()
-    codes = torch.round(bias.double() / scale.double())
-    return Stored(codes.to(torch.int32), scale, torch.zeros_like(codes), 32)
+        layer.node.update_arg(2, call)
+        if not layer.bias.users:
+            module.graph.erase_node(layer.bias)
 
 
 def _round_after_moves(graph: fx.Graph, grids: dict[fx.Node, str]) -> None:

@@ -1,0 +1,42 @@
+"""Biases of finished networks lie on the grid of their layers' accumulators."""
+
+import pytest
+from torch import nn
+
+from causal_dfq.network.operations import attribute
+from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.quantizer.accumulator import biased_layers
+from tests.export.conftest import finished_network
+from tests.networks import ALL, Residual
+
+
+def steps_off_the_grid(quantized: QuantizedNetwork) -> list[float]:
+    """Of each layer with an input on a grid, the largest distance of a bias from a multiple of its unit."""
+    found = []
+    for layer in biased_layers(quantized.graph_module):
+        unit = layer.input_scale.double() * layer.weight.scale.flatten().double()
+        codes = attribute(quantized.graph_module, str(layer.bias.target)).double() / unit
+        found.append(float((codes - codes.round()).abs().max()))
+    return found
+
+
+@pytest.mark.parametrize("network", ALL)
+def test_deploy_rounds_every_bias(network: type[nn.Module]) -> None:
+    offs = steps_off_the_grid(finished_network(network(), "w4a8"))
+    assert offs
+    assert max(offs) < 1e-2
+
+
+def test_a_rounded_bias_is_the_nearest_one() -> None:
+    network = Residual()
+    rounded, exact = (finished_network(network, protocol=protocol) for protocol in ("deploy", "gdfq"))
+    for layer in biased_layers(rounded.graph_module):
+        unit = layer.input_scale * layer.weight.scale.flatten()
+        name = str(layer.bias.target)
+        difference = attribute(rounded.graph_module, name) - attribute(exact.graph_module, name)
+        assert (difference.abs() <= 0.501 * unit).all()
+        assert difference.abs().max() > 0
+
+
+def test_the_protocols_of_papers_keep_biases_in_float() -> None:
+    assert max(steps_off_the_grid(finished_network(Residual(), "w4a8", "gdfq"))) > 0.1
