@@ -13,7 +13,7 @@ from torch import fx, nn
 import causal_dfq
 from causal_dfq import fusion
 from causal_dfq.config import make_options
-from causal_dfq.errors import ConfigError, NetworkError, OutputError
+from causal_dfq.errors import ConfigError, OutputError
 from causal_dfq.fusion import can_compile
 from causal_dfq.pipeline import prepare, start_run, train
 from causal_dfq.quantizer.residual_grids import share_step_sizes
@@ -164,12 +164,20 @@ def assert_restored_run_ends_with_the_same_bits(
     assert len(set(leaders)) == len(leaders) - (2 if method == "causal" else 0)
 
 
-def test_network_without_norm_needs_float_activations() -> None:
+def test_network_without_norm_is_quantized_on_imprinted_scenes() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-    with pytest.raises(NetworkError, match=r"no BatchNorm.*--bits w4a32"):
-        quantize(network)
-    quantized = quantize(network, "w8a32")
+    names: list[str] = []
+    quantized = quantize(network, "w8a8", on_step=lambda report: names.append(report.phase.name))
+    assert list(dict.fromkeys(names)) == ["imprint", "calibration", "rounding", "finish"]
+    assert quantized.record.causal_model == ""
     torch.testing.assert_close(quantized(images()), network(images()), rtol=0.05, atol=0.02)
+
+
+def test_a_method_of_statistics_refuses_a_network_without_norm() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    network(torch.zeros(1, *SHAPE))
+    with pytest.raises(ConfigError, match="no BatchNorm: quantize it with the method causal"):
+        quantize(network, "w8a8", method="zeroq")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class PreparedNetwork:
 
     @property
     def has_statistics(self) -> bool:
-        """Whether images can be synthesized at all; without BatchNorm, weights are rounded as they are."""
+        """Whether P keeps statistics of its training images; without BatchNorm its logits alone guide synthesis."""
         return bool(batch_norm_nodes(self.captured.graph))
 
     @property
@@ -95,7 +95,7 @@ def quantize(
     """Quantizes a trained classifier without any data; the network itself is left untouched.
 
     Args:
-        network: images (N, C, H, W) -> logits (N, K), with BatchNorm statistics.
+        network: images (N, C, H, W) -> logits (N, K); with BatchNorm its images come nearer to those it was trained on.
         bits: "w4a4" and the like: 2 to 8 for weights and activations, 32 to leave one alone.
         input_shape: (C, H, W).
         protocol: which tensors are quantized: "deploy", "gdfq" or "genie".
@@ -124,8 +124,6 @@ def quantize(
     )
     place = resolve_device(device)
     prepared = prepare(network, options)
-    if not prepared.has_statistics:
-        return finish_without_training(prepared, options, place)
     started = time.monotonic()
     run = start_run(prepared, options, place)
     metrics: Metrics = {}
@@ -140,21 +138,18 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
     """Captures the network, folds BatchNorm and places the quantizers of the protocol.
 
     Raises:
-        NetworkError: the network cannot be captured, has nothing to quantize, or no BatchNorm although
-            the quantization of activations needs images.
-        ConfigError: 32 bits for both.
+        NetworkError: the network cannot be captured, or has nothing to quantize.
+        ConfigError: 32 bits for both, or a method that needs BatchNorm where there is none.
     """
     if options.widths.weight == FLOAT_BITS and options.widths.activation == FLOAT_BITS:
         raise ConfigError("bits w32a32 leave everything in float: choose 2 to 8 for weights, activations or both")
     captured = capture(network, options.input_shape)
     if not weight_layer_nodes(captured.graph):
         raise NetworkError("the network has no convolution and no linear layer: there is nothing to quantize")
-    if options.widths.activation < FLOAT_BITS and not batch_norm_nodes(captured.graph):
-        raise NetworkError(
-            "the network has no BatchNorm, so it holds no statistics of its training images, and no image can be "
-            f"synthesized from it to set the ranges of its activations; still possible: its weights alone, with "
-            f"--bits w{options.widths.weight}a32. If it had BatchNorm before an export folded it away, "
-            "give the network from before"
+    if options.method != "causal" and not batch_norm_nodes(captured.graph):
+        raise ConfigError(
+            f"the method {options.method} makes images from BatchNorm's statistics, and the network has no BatchNorm: "
+            "quantize it with the method causal"
         )
     folded = fold_batch_norm(captured)
     return PreparedNetwork(captured, folded, place_quantizers(folded, options.widths, options.protocol))
@@ -185,19 +180,23 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
     Raises:
         ConfigError: the memory limit is too small for this network, or the method knows none.
     """
+    budget, synthesis = chosen_budget(options), METHODS[options.method].synthesis
+    if not prepared.has_statistics:
+        budget, synthesis = budget.without_generator(), "imprints"
     run = Equilibrium(
         NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
-        chosen_budget(options),
+        budget,
         chosen_recipe(options),
         options.seed,
         device,
-        METHODS[options.method].synthesis,
+        synthesis,
     )
     if options.memory_limit is not None:
         if not isinstance(run.synthesis, GeneratorTraining):
-            raise ConfigError(f"a memory limit is not possible with the method {options.method}: its batches are fixed")
+            of_what = "a network without BatchNorm" if synthesis == "imprints" else f"the method {options.method}"
+            raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed")
         run.use_recipe(fit_recipe(run.recipe, step_memory(run), options.memory_limit))
     return run
 
@@ -236,15 +235,8 @@ def finish(
     prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
 ) -> QuantizedNetwork:
     """The finished network of a run whose last step is done."""
-    causal_model = str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else ""
-    record = _record(prepared, options, run.recipe, run.device, run.total_steps, seconds, causal_model, metrics)
+    record = _record(prepared, run, options, metrics, seconds)
     return QuantizedNetwork(_frozen(prepared, options), prepared.folded.cpu(), record)
-
-
-def finish_without_training(prepared: PreparedNetwork, options: Options, device: torch.device) -> QuantizedNetwork:
-    """Weights rounded to the grids of least squared error; no image is needed."""
-    record = _record(prepared, options, chosen_recipe(options), device, 0, 0.0, "", {})
-    return QuantizedNetwork(_frozen(prepared, options), prepared.folded, record)
 
 
 def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
@@ -256,9 +248,10 @@ def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
 
 
 def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Images (contents, styles, C, H, W) of a run's generator and the labels (contents); of a pool without labels."""
-    if isinstance(run.synthesis, PoolTraining):
-        images = run.synthesis.state.images[: GALLERY_CONTENTS * GALLERY_STYLES].cpu()
+    """Images (contents, styles, C, H, W) of a run's generator and the labels (contents); without one, of its pool."""
+    if not isinstance(run.synthesis, GeneratorTraining):
+        pool = run.synthesis.state if isinstance(run.synthesis, PoolTraining) else run.synthesis.imprints
+        images = pool.images[: GALLERY_CONTENTS * GALLERY_STYLES].float().cpu()
         columns = min(GALLERY_STYLES, len(images))
         return images[: len(images) // columns * columns].unflatten(0, (-1, columns)), None
     random = torch.Generator().manual_seed(seed)
@@ -285,25 +278,18 @@ def versions() -> dict[str, str]:
 
 
 def _record(
-    prepared: PreparedNetwork,
-    options: Options,
-    recipe: Recipe,
-    device: torch.device,
-    steps: int,
-    seconds: float,
-    causal_model: str,
-    metrics: Metrics,
+    prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
 ) -> RunRecord:
     return RunRecord(
         options=options,
         network_digest=prepared.digest,
-        device=str(device),
+        device=str(run.device),
         threads=torch.get_num_threads(),
         versions=versions(),
-        budget=asdict(chosen_budget(options)),
-        recipe=asdict(recipe),
-        steps=steps,
+        budget=asdict(run.budget),
+        recipe=asdict(run.recipe),
+        steps=run.total_steps,
         seconds=seconds,
-        causal_model=causal_model,
+        causal_model=str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else "",
         last_metrics=metrics,
     )

@@ -24,7 +24,6 @@ from causal_dfq.pipeline import (
     chosen_budget,
     chosen_recipe,
     finish,
-    finish_without_training,
     gallery,
     prepare,
     start_run,
@@ -86,10 +85,6 @@ def quantize_to_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(folder, error) from error
-    if not prepared.has_statistics:
-        quantized = finish_without_training(prepared, options, device)
-        write_text(folder / LOG_FILE, "")
-        return _save(quantized, folder, source)
     run = start_run(prepared, options, device)
     progress = _run_steps(run, folder, resume, fingerprint, on_step)
     metrics = _last_metrics(folder / LOG_FILE)

@@ -24,18 +24,18 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
     table.add_row("activations", f"{len(activations)} grids at {_widths(activations)}")
     metrics = record.last_metrics
-    if record.steps:
-        table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
+    table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
+    if record.options.method == "causal" and not record.causal_model:
+        table.add_row("images", "scenes imprinted by the logits alone: the network has no BatchNorm")
     if "agreement" in metrics:
         agreement = 100 * metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
     if PREFIX + "cka" in metrics:
         table.add_row("do(style)", _under_interventions(metrics))
-    if record.steps and record.options.memory_limit is not None:
+    if record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
         table.add_row("memory", _batches(used, chosen_recipe(record.options), record.options.memory_limit))
-    files = "model.safetensors, config.json, log.jsonl" + (", samples.png" if record.steps else "")
-    table.add_row("written", f"{escape(str(folder))}: {files}")
+    table.add_row("written", f"{escape(str(folder))}: model.safetensors, config.json, log.jsonl, samples.png")
     return table
 
 

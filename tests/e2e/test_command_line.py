@@ -22,6 +22,7 @@ from tests.e2e.factories import Residual
 
 ROOT = Path(__file__).resolve().parents[2]
 RESIDUAL = ("tests.e2e.factories:residual", "--input-shape", "3x16x16", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+WITHOUT_NORM = ("tests.e2e.factories:without_norm", "--input-shape", "3x16x16")
 
 
 def command(*arguments: object) -> list[str]:
@@ -184,7 +185,8 @@ def test_folder_with_something_else_is_refused(tmp_path: Path) -> None:
         (("tests.e2e.factories:missing",), (), ("no function 'missing'",)),
         (("tests.e2e.factories:residual",), (), ("--input-shape",)),
         (("tests.e2e.factories:not_finite", "--input-shape", "3x16x16"), (), ("1 NaN", "conv2.weight")),
-        (("tests.e2e.factories:without_norm", "--input-shape", "3x16x16"), (), ("no BatchNorm", "a32")),
+        (WITHOUT_NORM, ("--method", "gdfq"), ("no BatchNorm", "method causal")),
+        (WITHOUT_NORM, ("--memory-limit", "4GB"), ("without BatchNorm", "memory limit")),
         (("tests.e2e.factories:branching", "--input-shape", "3x16x16"), (), ("captured", "factories.py", "line")),
         (("tests.e2e.factories:residual", "--input-shape", "1x16x16"), (), ("fails on images of shape 1x16x16",)),
         (("tests.e2e.factories:residual", "--input-shape", "16x16"), (), ("16x16", "3x224x224")),
@@ -214,12 +216,13 @@ def test_weights_that_do_not_fit_name_the_key(tmp_path: Path) -> None:
     assert_refused(done, "'bn2.bias'", "'fc.weight' is 7x8 in the file, 4x8 in the network")
 
 
-def test_network_without_norm_keeps_its_weights_only_path(tmp_path: Path) -> None:
-    network = ("tests.e2e.factories:without_norm", "--input-shape", "3x16x16")
-    done = quantize(tmp_path / "run", "--bits", "w4a32", network=network)
+def test_network_without_norm_is_told_what_guided_its_images(tmp_path: Path) -> None:
+    done = quantize(tmp_path / "run", "--bits", "w8a8", network=WITHOUT_NORM)
     assert done.returncode == 0, done.stderr
+    assert "the network has no BatchNorm" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert [tensor["kind"] for tensor in config["quantized_tensors"]] == ["weight", "weight"]
+    assert {tensor["kind"] for tensor in config["quantized_tensors"]} == {"weight", "activation"}
+    assert (tmp_path / "run" / "samples.png").stat().st_size > 1000
 
 
 def test_file_of_the_users_under_a_name_of_ours_is_left_alone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from causal_dfq.causal.graph import Content
 from causal_dfq.synthesis.middle_convolution import convolve_middle
+from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
 from causal_dfq.synthesis.styled_norm import SLOPE, styled_norm
 from causal_dfq.synthesis.upsampling import convolve_parities, interleave
 
@@ -92,7 +93,7 @@ class ContentStyleGenerator(nn.Module):
         self,
         classes: int,
         image_shape: tuple[int, int, int],
-        pixel_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None,
+        pixel_bounds: PixelBounds,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
@@ -110,9 +111,9 @@ class ContentStyleGenerator(nn.Module):
         self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in others)
         self.to_image = nn.Conv2d(widths[-1], channels, 3, bias=False)
         self.image_norm = nn.BatchNorm2d(channels, track_running_stats=False)
-        low, high = pixel_bounds or ((-torch.inf,) * channels, (torch.inf,) * channels)
-        self.register_buffer("lowest", torch.tensor(low).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("highest", torch.tensor(high).view(1, -1, 1, 1), persistent=False)
+        lowest, highest = bound_tensors(pixel_bounds, channels)
+        self.register_buffer("lowest", lowest, persistent=False)
+        self.register_buffer("highest", highest, persistent=False)
 
     def forward(self, content: Content, style: Tensor) -> Tensor:
         """Contents (N) and styles (N, STYLE_SIZE) -> normalized images (N, C, H, W), float32.

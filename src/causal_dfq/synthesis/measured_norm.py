@@ -188,7 +188,7 @@ def measured_norm(
 def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
     """A view of P: images -> (logits, [(mean, variance) of each BatchNorm's input], the input of the middle one).
 
-    Parameters are shared with `captured`; without a BatchNorm the list is empty and the last value None.
+    Parameters are shared with `captured`; without a BatchNorm the list is empty and the last value the logits.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -216,7 +216,7 @@ def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
         last.replace_all_uses_with(normalized)
         statistics.append((mean, variance))
         logits = normalized if logits is last else logits
-    graph.output((logits, statistics, middle))
+    graph.output((logits, statistics, logits if middle is None else middle))
     graph.eliminate_dead_code()
     view = fx.GraphModule(captured, graph)
     view.train(captured.training)

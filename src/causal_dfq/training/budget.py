@@ -28,6 +28,16 @@ class Budget:
     rounding_images: int = 0
     reconstruction_iterations: int = 0
 
+    def without_generator(self) -> Budget:
+        """What is left where there is no generator to train: imprinted scenes are all there is."""
+        return replace(
+            self,
+            warmup_steps=0,
+            equilibrium_rounds=0,
+            imprint_batches=max(1, self.imprint_batches),
+            imprint_iterations=max(1, self.imprint_iterations),
+        )
+
     @property
     def imprint_steps(self) -> int:
         """Steps of all batches of imprinted scenes."""

@@ -16,7 +16,6 @@ from causal_dfq.errors import OutputError
 from causal_dfq.files import detached_state, write_tensors
 from causal_dfq.quantizer.residual_grids import step_size_leaders, tie_step_sizes
 from causal_dfq.training.equilibrium import Equilibrium
-from causal_dfq.training.generator_training import GeneratorTraining
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 SECONDS_BETWEEN = 15.0
@@ -80,7 +79,7 @@ def _optimizers(run: Equilibrium) -> dict[str, torch.optim.Optimizer]:
         "generator_optimizer": run.synthesis.optimizer,
         "student_optimizer": run.student_optimizer,
     }
-    imprints = run.synthesis.imprints if isinstance(run.synthesis, GeneratorTraining) else None
+    imprints = run.synthesis.imprints
     return optimizers if imprints is None else {**optimizers, "imprint_optimizer": imprints.optimizer}
 
 

@@ -28,8 +28,10 @@ from causal_dfq.network.fold import LAYERS
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.residual_grids import share_step_sizes
+from causal_dfq.synthesis.pixel_bounds import PixelBounds
 from causal_dfq.training.budget import Budget, Recipe
-from causal_dfq.training.generator_training import GeneratorTraining, PixelBounds
+from causal_dfq.training.generator_training import GeneratorTraining
+from causal_dfq.training.imprint_synthesis import ImprintSynthesis
 from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding
 from causal_dfq.training.pool_training import PoolTraining, Synthesis
 from causal_dfq.training.reconstruction import Schedule, reconstruction
@@ -96,9 +98,11 @@ class Equilibrium:
 
     def _make_synthesis(
         self, kind: Synthesis, image_shape: tuple[int, int, int], pixel_bounds: PixelBounds
-    ) -> GeneratorTraining | PoolTraining:
+    ) -> GeneratorTraining | ImprintSynthesis | PoolTraining:
         if kind == "generator":
             return GeneratorTraining(self.views, image_shape, pixel_bounds, self.random, self.device)
+        if kind == "imprints":
+            return ImprintSynthesis(self.views, image_shape, pixel_bounds, self.budget, self.recipe, self.device)
         steps = self.budget.warmup_steps
         return PoolTraining(self.views, image_shape, pixel_bounds, kind, self.recipe, steps, self.random, self.device)
 
@@ -167,7 +171,6 @@ class Equilibrium:
         return self._train_student(rate)
 
     def _imprint(self, step: int) -> Metrics:
-        assert isinstance(self.synthesis, GeneratorTraining)
         assert self.synthesis.imprints is not None
         return _as_numbers(self.synthesis.imprints.step(step, self.recipe, self.random))
 
@@ -186,9 +189,8 @@ class Equilibrium:
 
     def _rounding(self) -> UnitWalk:
         images = self._images_apart(self.budget.rounding_images)
-        imprints = self.synthesis.imprints if isinstance(self.synthesis, GeneratorTraining) else None
-        if imprints is not None:
-            images = torch.cat([images, imprints.images.float()])
+        if self.synthesis.imprints is not None:
+            images = torch.cat([images, self.synthesis.imprints.images.float()])
         return layer_rounding(self.views, images, RoundingSettings(), self.seed)
 
     def _reconstruction(self) -> UnitWalk:

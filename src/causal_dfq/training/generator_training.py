@@ -26,14 +26,13 @@ from causal_dfq.synthesis.generator import (
 )
 from causal_dfq.synthesis.imprint import scenes_within
 from causal_dfq.synthesis.low_pass import low_pass
+from causal_dfq.synthesis.pixel_bounds import PixelBounds
 from causal_dfq.synthesis.scenes import hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.imprinting import Imprinting
 from causal_dfq.training.student_loss import UNLABELLED, StudentImages
 from causal_dfq.training.views import NetworkViews
-
-PixelBounds = tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
 class GeneratorTraining:

@@ -60,16 +60,18 @@ class Imprinting(nn.Module):
             group["lr"] = RATE * (1 - iteration / self._iterations)
         shown = as_looked_at(self.batch(), iteration, random)
         logits, statistics, _ = self._views.statistics_view(shown)
-        class_loss = nn.functional.cross_entropy(logits, self.labels[place])
-        statistics_loss = statistics_distance(statistics, self._statistics)
-        loss = recipe.class_weight * class_loss + recipe.statistics_weight * statistics_loss
+        losses = {"class_loss": nn.functional.cross_entropy(logits, self.labels[place])}
+        loss = recipe.class_weight * losses["class_loss"]
+        if self._statistics:
+            losses["statistics_loss"] = statistics_distance(statistics, self._statistics)
+            loss = loss + recipe.statistics_weight * losses["statistics_loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         if iteration == self._iterations - 1:
             with torch.no_grad():
                 self.images[place] = self.batch().to(self.images.dtype)
-        return {"class_loss": class_loss, "statistics_loss": statistics_loss}
+        return losses
 
     def _begin(self, place: slice, random: torch.Generator) -> None:
         self.batch.begin(scenes_within(self._batch_size, self._image_shape, self._bounds, random))

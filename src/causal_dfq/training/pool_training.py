@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from causal_dfq.causal.graph import Content
 from causal_dfq.synthesis.generator import STYLE_SIZE, VARIATION_SIZE, ContentStyleGenerator, initialize
+from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
-from causal_dfq.training.generator_training import PixelBounds
 from causal_dfq.training.student_loss import StudentImages
 from causal_dfq.training.views import NetworkViews
 
 PoolKind = Literal["pixels", "latents"]
-Synthesis = Literal["generator"] | PoolKind
+Synthesis = Literal["generator", "imprints"] | PoolKind
 _LATENT_RATE = 10.0
 
 
@@ -30,10 +30,9 @@ class PixelBatch(nn.Module):
     def __init__(self, count: int, image_shape: tuple[int, int, int], pixel_bounds: PixelBounds) -> None:
         super().__init__()
         self.pixels = nn.Parameter(torch.zeros(count, *image_shape))
-        channels = image_shape[0]
-        low, high = pixel_bounds or ((-torch.inf,) * channels, (torch.inf,) * channels)
-        self.register_buffer("lowest", torch.tensor(low).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("highest", torch.tensor(high).view(1, -1, 1, 1), persistent=False)
+        lowest, highest = bound_tensors(pixel_bounds, image_shape[0])
+        self.register_buffer("lowest", lowest, persistent=False)
+        self.register_buffer("highest", highest, persistent=False)
 
     @torch.no_grad()
     def restart(self, random: torch.Generator) -> None:
@@ -97,11 +96,15 @@ class Pool(nn.Module):
 class PoolTraining:
     """Fills a pool of images, each batch optimized to have P's BatchNorm statistics.
 
+    It has no imprinted scenes.
+
     Args:
         kind: "pixels" or "latents".
         steps: of the whole synthesis; every batch gets the same share.
         random: of the swings.
     """
+
+    imprints: None = None
 
     def __init__(
         self,

@@ -1,0 +1,61 @@
+"""The synthesis for networks without BatchNorm: imprinted scenes alone. [ours]
+
+Such a network keeps no statistics of its training images. A generator that its logits alone guide learns patterns that
+no image has; a scene has the edges and the shading of an image before any gradient step, and keeps them in a few.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from causal_dfq.synthesis.imprint import scenes_within
+from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
+from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.imprinting import Imprinting
+from causal_dfq.training.student_loss import UNLABELLED, StudentImages
+from causal_dfq.training.views import NetworkViews
+
+
+class ImprintSynthesis:
+    """Scenes, imprinted by the logits of P."""
+
+    def __init__(
+        self,
+        views: NetworkViews,
+        image_shape: tuple[int, int, int],
+        pixel_bounds: PixelBounds,
+        budget: Budget,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        self._image_shape = image_shape
+        self._bounds = bound_tensors(pixel_bounds, image_shape[0], device)
+        self.imprints = Imprinting(
+            views, image_shape, self._bounds, budget.imprint_batches, recipe.pool_batch, budget.imprint_iterations
+        )
+        self.optimizer = self.imprints.optimizer
+
+    @property
+    def state(self) -> nn.Module:
+        """What a checkpoint must hold beside the optimizer."""
+        return nn.ModuleDict({"imprints": self.imprints})
+
+    def warm_up(self, position: float, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
+        """Nothing: there is no generator."""
+        return {}
+
+    def keep_up(self, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
+        """Nothing: the images are what they are."""
+        return {}
+
+    @torch.no_grad()
+    def student_images(self, recipe: Recipe, random: torch.Generator) -> StudentImages:
+        """Imprinted scenes, some of them partly behind scenes, then scenes as they were drawn."""
+        shown, hidden = recipe.styles * recipe.student_contents, recipe.styles * recipe.hidden_contents
+        parts = [self.imprints.draw(shown, hidden, random)]
+        if recipe.scenes:
+            parts.append(scenes_within(recipe.scenes, self._image_shape, self._bounds, random))
+        images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+        labels = torch.full((len(images),), UNLABELLED, device=images.device)
+        return StudentImages(images, labels, 0)
