@@ -23,7 +23,7 @@ from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import fold_batch_norm
 from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
-from causal_dfq.quantizer.accumulator import round_biases
+from causal_dfq.quantizer.accumulator import simulate_accumulators
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
@@ -240,10 +240,10 @@ def finish(
 
 
 def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
-    """The trained network in integers; biases too where an integer runtime is what the protocol simulates."""
+    """The trained network in integers; its accumulators too where an integer runtime is what the protocol simulates."""
     frozen = freeze(prepared.quantized)
     if options.protocol == "deploy":
-        round_biases(frozen)
+        simulate_accumulators(frozen)
     return frozen
 
 

@@ -21,6 +21,7 @@ from causal_dfq.quantizer.modules import (
     ActivationQuantizer,
     FrozenActivationQuantizer,
     IntegerWeight,
+    RequantizedAccumulator,
     WeightQuantizer,
 )
 
@@ -236,6 +237,8 @@ def _rebuild(graph: fx.Graph, state: dict[str, Tensor], bits: dict[str, int]) ->
                 name,
                 IntegerWeight(codes.contiguous(memory_format=memory_format), scale, zero_point, width),
             )
+        elif (unit := state.get(f"{name}.unit")) is not None:
+            _attach(root, name, RequantizedAccumulator(scale, zero_point, width, unit))
         else:
             _attach(root, name, FrozenActivationQuantizer(scale, zero_point, width))
     module = fx.GraphModule(root, graph)

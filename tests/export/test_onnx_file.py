@@ -239,3 +239,31 @@ def test_an_operation_without_a_form_in_onnx_is_named(network: type[nn.Module], 
     with pytest.raises(ExportError, match=r"erfinv.*has no form in ONNX"):
         export_onnx(finished_network(network()), out)
     assert not out.exists()
+
+
+class Deep(nn.Module):
+    """Twelve residual blocks: what one of the first ones rounds otherwise has grown large at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)) for _ in range(12)
+        )
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.stem(images))
+        for block in self.blocks:
+            features = torch.relu(features + block(features))
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+def test_file_and_simulation_are_the_same_numbers(bits: str) -> None:
+    quantized = finished_network(Deep(), bits, side=16)
+    images = synthetic_images(quantized.record.options, 128, seed=5)
+    (logits,) = onnxruntime_session(built(quantized).SerializeToString()).run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        expected = quantized(images).numpy()
+    numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * numpy.abs(expected).max())

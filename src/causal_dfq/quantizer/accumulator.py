@@ -1,4 +1,6 @@
-"""Biases as an integer runtime's accumulator holds them: in 32 bits, in units of input scale times weight scale.
+"""A finished network in the arithmetic of an integer runtime: what accumulators hold, in 32 bits.
+
+An accumulator counts in units of input scale times weight scale; a bias is a multiple of that.
 
 Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference"
 (CVPR 2018), section 2.4.
@@ -14,13 +16,15 @@ from torch import Tensor, fx
 
 from causal_dfq.network.operations import (
     CONCATENATION,
+    LINEAR,
     WEIGHT_LAYERS,
     attribute,
+    clipping_bounds,
     is_value_preserving,
     operation_name,
 )
 from causal_dfq.quantizer.affine import integer_range, quantize
-from causal_dfq.quantizer.modules import IntegerWeight
+from causal_dfq.quantizer.modules import IntegerWeight, RequantizedAccumulator
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
 
 # The other half of what 32 bits hold is for the products.
@@ -70,12 +74,33 @@ def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -
 
 
 @torch.no_grad()
-def round_biases(module: fx.GraphModule) -> None:
-    """Gives the biases of a finished graph the values that the accumulator can hold, in place."""
+def simulate_accumulators(module: fx.GraphModule) -> None:
+    """Gives a finished graph the biases that accumulators hold, and rounds its layers' outputs as they do, in place."""
     for layer in biased_layers(module):
         bias = attribute(module, str(layer.bias.target))
-        codes, scale = accumulator_bias(bias, layer.weight, layer.input_scale)
-        bias.copy_(codes.double() * scale.double())
+        codes, unit = accumulator_bias(bias, layer.weight, layer.input_scale)
+        bias.copy_(codes.double() * unit.double())
+        name = _only_quantizer(module, layer.node)
+        if name is not None:
+            places = 0 if layer.node.target == LINEAR else layer.node.meta["val"].ndim - 2
+            quantizer = attribute(module, name)
+            of_accumulator = RequantizedAccumulator(
+                quantizer.scale, quantizer.zero_point, quantizer.bits, unit.view(-1, *[1] * places)
+            )
+            owner, _, last = name.rpartition(".")
+            module.get_submodule(owner).add_module(last, of_accumulator)
+
+
+def _only_quantizer(module: fx.GraphModule, node: fx.Node) -> str | None:
+    """The quantizer that alone reads a layer's output, through clipping activations, and reads nothing else."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op == "call_module" and str(node.target).startswith(f"{ACTIVATION_QUANTIZERS}."):
+            calls = sum(other.target == node.target for other in module.graph.nodes)
+            return str(node.target) if calls == 1 else None
+        if clipping_bounds(node) is None:
+            return None
+    return None
 
 
 def value_grids(graph: fx.Graph) -> dict[fx.Node, str]:

@@ -102,14 +102,14 @@ class Equilibrium:
         if kind == "generator":
             return GeneratorTraining(self.views, image_shape, pixel_bounds, self.random, self.device)
         if kind == "imprints":
-            return ImprintSynthesis(self.views, image_shape, pixel_bounds, self.budget, self.recipe, self.device)
+            return ImprintSynthesis(self.views, image_shape, pixel_bounds, self.device)
         steps = self.budget.warmup_steps
         return PoolTraining(self.views, image_shape, pixel_bounds, kind, self.recipe, steps, self.random, self.device)
 
     def use_recipe(self, recipe: Recipe) -> None:
         """Another recipe, before the first step."""
         self.recipe = recipe
-        if isinstance(self.synthesis, GeneratorTraining) and self.budget.imprint_batches:
+        if not isinstance(self.synthesis, PoolTraining) and self.budget.imprint_batches:
             self.synthesis.prepare_imprints(
                 self.budget.imprint_batches, recipe.pool_batch, self.budget.imprint_iterations
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from causal_dfq.synthesis.imprint import scenes_within
 from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
-from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.budget import Recipe
 from causal_dfq.training.imprinting import Imprinting
 from causal_dfq.training.student_loss import UNLABELLED, StudentImages
 from causal_dfq.training.views import NetworkViews
@@ -25,16 +25,19 @@ class ImprintSynthesis:
         views: NetworkViews,
         image_shape: tuple[int, int, int],
         pixel_bounds: PixelBounds,
-        budget: Budget,
-        recipe: Recipe,
         device: torch.device,
     ) -> None:
-        self._image_shape = image_shape
+        self._views, self._image_shape = views, image_shape
         self._bounds = bound_tensors(pixel_bounds, image_shape[0], device)
-        self.imprints = Imprinting(
-            views, image_shape, self._bounds, budget.imprint_batches, recipe.pool_batch, budget.imprint_iterations
-        )
-        self.optimizer = self.imprints.optimizer
+
+    def prepare_imprints(self, batches: int, batch_size: int, iterations: int) -> None:
+        """Makes room for the images; before anything else is asked for."""
+        self.imprints = Imprinting(self._views, self._image_shape, self._bounds, batches, batch_size, iterations)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of the batch in work."""
+        return self.imprints.optimizer
 
     @property
     def state(self) -> nn.Module:

@@ -31,11 +31,14 @@ class RoundingSettings:
         samples: places that a layer is looked at, over all images; every layer has as many as it has places.
         pull: how much a weight of 4 bits is held to P's, in units of the mean over its inputs of their sums of squares.
         damping: of the second moments, in the same units.
+        largest_fan_in: inputs of an output channel beyond which second moments would not fit into memory; such a layer
+            stays on the grids of its weight.
     """
 
     samples: int = 65536
     pull: float = 0.2
     damping: float = 0.01
+    largest_fan_in: int = 8192
 
     def pull_of(self, bits: int) -> float:
         """Twice as much for every two bits more: the finer the grids, the less has a layer to make up for [ours]."""
@@ -60,10 +63,10 @@ def round_layer(
 ) -> None:
     """Sets the weight of one layer of Q, its grids and its bias; a layer whose weight is not rounded stays."""
     quantizer = quantizer_of(views.quantized, name)
-    if quantizer is None:
-        return
     layer, pretrained = (network.get_submodule(f"{LAYERS}.{name}") for network in (views.quantized, views.folded))
     p_weight, p_bias = _parameters(pretrained)
+    if quantizer is None or p_weight[0].numel() > settings.largest_fan_in:
+        return
     weight, bias = _parameters(layer)
     moments = layer_moments(views, unit, name, data, settings.samples, random)
     groups = len(moments.own)

@@ -1,0 +1,220 @@
+"""Which networks the package takes: capture, quantization, export and parity, over torchvision and timm.
+
+    python -m bench.coverage [--only resnet] [--again]
+
+Every classifier of torchvision and networks of timm's convolutional and hybrid families, with random weights and the
+BatchNorm statistics of procedural scenes, at w8a8 with effort fast cut to a few steps. Writes
+bench/results/coverage.json after every network and docs/coverage.md at the end; networks that the file holds are not
+run again. Each network is a process of its own, so that one that fails or takes too long stops no other.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from bench.coverage_list import SUBJECTS, Subject
+from bench.environment import ROOT, describe, peak_memory_gb
+from causal_dfq.config import make_options
+from causal_dfq.errors import CausalDFQError
+from causal_dfq.export.onnx_file import export_onnx
+from causal_dfq.files import write_text
+from causal_dfq.pipeline import finish, prepare, start_run, train
+from causal_dfq.synthesis.scenes import draw_scenes
+from causal_dfq.training.budget import BUDGETS, CAUSAL_RECIPE, LARGE_IMAGE_BUDGETS, Budget
+
+RESULTS = ROOT / "bench" / "results" / "coverage.json"
+PAGE = ROOT / "docs" / "coverage.md"
+FEW_STEPS = Budget(
+    warmup_steps=1,
+    equilibrium_rounds=0,
+    finish_rounds=1,
+    student_steps=1,
+    imprint_batches=1,
+    imprint_iterations=1,
+    rounding_images=16,
+)
+# Rounding in closed form takes minutes beyond.
+_MOST_ROUNDED = 30_000_000
+_SMALLEST_BATCHES = 0.05
+_SECONDS = 1500
+SMALLEST_COSINE = 0.999
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What became of a network: `error` is empty where every step passed."""
+
+    name: str
+    side: int
+    parameters: int = 0
+    has_batch_norm: bool = False
+    layers: int = 0
+    fused: int = 0
+    operators: int = 0
+    cosine: float = 0.0
+    agreement: float = 0.0
+    worst_steps: float = 0.0
+    megabytes: float = 0.0
+    seconds: float = 0.0
+    memory_gb: float = 0.0
+    error: str = ""
+
+
+def cover(subject: Subject) -> Covered:
+    """Takes a network through all steps."""
+    started = time.monotonic()
+    network = _with_statistics(subject)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    budget = FEW_STEPS if parameters <= _MOST_ROUNDED else Budget(**{**asdict(FEW_STEPS), "rounding_images": 0})
+    BUDGETS["fast"] = LARGE_IMAGE_BUDGETS["fast"] = budget
+    options = make_options(
+        bits="w8a8", effort="fast", input_shape=(3, subject.side, subject.side), mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    covered = Covered(subject.name, subject.side, parameters)
+    try:
+        prepared = prepare(network, options)
+        run = start_run(prepared, options, torch.device("cpu"))
+        run.use_recipe(CAUSAL_RECIPE.shrunk(_SMALLEST_BATCHES))
+        for _ in train(run):
+            pass
+        quantized = finish(prepared, run, options, {}, 0.0)
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export_onnx(quantized, Path(folder) / "network.onnx")
+    except CausalDFQError as error:
+        return Covered(**{**asdict(covered), "error": str(error), "seconds": time.monotonic() - started})
+    parity = exported.parity
+    is_near = parity.cosine >= SMALLEST_COSINE
+    return Covered(
+        subject.name,
+        subject.side,
+        parameters,
+        prepared.has_statistics,
+        len(parity.layers),
+        exported.fusion.fused,
+        exported.fusion.total,
+        parity.cosine,
+        parity.agreement,
+        max((layer.steps for layer in parity.layers), default=0.0),
+        exported.size / 1e6,
+        time.monotonic() - started,
+        peak_memory_gb(),
+        "" if is_near else f"the logits of the file have a cosine of {parity.cosine:.4f} to the simulation's",
+    )
+
+
+def _with_statistics(subject: Subject) -> nn.Module:
+    """The network with random weights; its BatchNorms have seen scenes, as training would have shown them images."""
+    torch.manual_seed(0)
+    network = subject.build().eval()
+    random = torch.Generator().manual_seed(0)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+        norm.reset_running_stats()
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            network(draw_scenes(16, (3, subject.side, subject.side), random))
+    return network.eval()
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """docs/coverage.md from the results file."""
+    runs = sorted(results["networks"], key=lambda run: run["name"])
+    lines = [
+        "# Coverage",
+        "",
+        "Networks with random weights: captured, quantized to w8a8 in a few steps, exported to ONNX and compared",
+        "there with the simulation, layer by layer and on the logits. A network passes if no tensor of the file is",
+        "more than one step from the simulation's on the file's own inputs, and the logits have a cosine of at least "
+        f"{SMALLEST_COSINE}.",
+        "",
+    ]
+    for source in ("torchvision", "timm"):
+        own = [run for run in runs if run["name"].startswith(source + ":")]
+        passed = [run for run in own if not run["error"]]
+        lines += [
+            f"## {source}: {len(passed)} of {len(own)} pass",
+            "",
+            "| network | input | parameters | BatchNorm | in integers | smallest cosine | same class | file | result |",
+            "|---|---:|---:|---|---:|---:|---:|---:|---|",
+        ]
+        for run in own:
+            name = f"| `{run['name'].partition(':')[2]}` | {run['side']} | {run['parameters'] / 1e6:.1f} M "
+            if run["error"] and not run["layers"]:
+                lines.append(f"{name}| | | | | | {_cell(run['error'])} |")
+                continue
+            lines.append(
+                f"{name}| {'yes' if run['has_batch_norm'] else 'no'} | {run['fused']} of {run['operators']} "
+                f"| {run['cosine']:.5f} | {100 * run['agreement']:.0f} % | {run['megabytes']:.1f} MB "
+                f"| {_cell(run['error']) if run['error'] else 'passes'} |"
+            )
+        lines.append("")
+    lines += [
+        "In integers: convolutions and matrix products that ONNX Runtime computes so, of all. Same class: of scenes.",
+        "",
+        "## Origin",
+        "",
+        f"{results['machine']['cores']} cores of an {results['machine']['processor']}, torch "
+        f"{results['versions']['torch']}, commit {results['commit'][:10]}.",
+        "",
+        "    python -m bench.coverage",
+        "",
+    ]
+    write_text(path, "\n".join(lines))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Only networks whose name contains one of these.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Also those that the results file holds.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Also those that did not pass.")] = False,
+    one: Annotated[str, typer.Option(hidden=True, help="This network alone, as JSON.")] = "",
+) -> None:
+    """Covers what is missing."""
+    if one:
+        print(json.dumps(asdict(cover(next(subject for subject in SUBJECTS if subject.name == one)))))
+        return
+    known: list[dict[str, Any]] = json.loads(RESULTS.read_text())["networks"] if RESULTS.exists() else []
+    wanted = [subject for subject in SUBJECTS if any(part in subject.name for part in only.split(","))]
+    done = {run["name"] for run in known if not (failed and run["error"])} if not again else set()
+    for subject in wanted:
+        if subject.name in done:
+            continue
+        run = _in_own_process(subject)
+        known = [other for other in known if other["name"] != subject.name] + [run]
+        print(f"{subject.name}: {run['error'] or 'passes'} in {run['seconds']:.0f} s", flush=True)
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        write_text(RESULTS, json.dumps({**describe(), "networks": known}, indent=1) + "\n")
+    write_page(json.loads(RESULTS.read_text()), PAGE)
+
+
+def _in_own_process(subject: Subject) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.coverage", "--one", subject.name]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return asdict(Covered(subject.name, subject.side, error=f"not done after {_SECONDS} s", seconds=_SECONDS))
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"])[-1]
+        return asdict(Covered(subject.name, subject.side, error=f"crashed: {last}"))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
