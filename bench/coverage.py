@@ -45,7 +45,7 @@ FEW_STEPS = Budget(
     rounding_images=16,
 )
 # Rounding in closed form takes minutes beyond.
-_MOST_ROUNDED = 30_000_000
+_MOST_ROUNDED = 6_000_000
 _SMALLEST_BATCHES = 0.05
 _SECONDS = 1500
 SMALLEST_COSINE = 0.999

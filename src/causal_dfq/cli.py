@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from causal_dfq.config import Effort, Method, Protocol, make_options, parse_bytes
+from causal_dfq.config import Effort, Method, Protocol, SizeBudget, make_options, parse_bytes
 from causal_dfq.errors import CausalDFQError, ConfigError
 from causal_dfq.export.onnx_file import Profile, Storage, export_onnx
 from causal_dfq.pipeline import StepReport, resolve_device
@@ -109,7 +109,7 @@ def quantize(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the result.", show_default=False)],
-    bits: Annotated[str, typer.Option(help="Weights and activations: 2 to 8, or 32 for float.")] = "w4a4",
+    bits: Annotated[str, typer.Option(help="Weights and activations: 2 to 8, or 32 for float; or auto.")] = "w4a4",
     protocol: Annotated[Protocol, typer.Option(help="Which tensors are quantized.")] = "deploy",
     effort: Annotated[Effort, typer.Option(help="The budget.")] = "balanced",
     method: Annotated[Method, typer.Option(help="causal, or one of the field's to compare with.")] = "causal",
@@ -120,6 +120,9 @@ def quantize(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same bits.")] = 0,
     memory_limit: Annotated[str | None, typer.Option(help="Like 2GB: batches shrink to fit.")] = None,
+    size_budget: Annotated[
+        str | None, typer.Option(help="With bits auto, of all weights: 600KB, or 0.6 of their size at 8 bits.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Quantize a trained network; no image is needed."""
@@ -130,8 +133,17 @@ def quantize(
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     chosen_mean, chosen_std = parse_values("--mean", mean), parse_values("--std", std)
     place = resolve_device(device)
+    size = None if size_budget is None else SizeBudget.parse(size_budget)
     # Wrong bits are told before a network is loaded for minutes.
-    make_options(bits=bits, protocol=protocol, effort=effort, input_shape=chosen_shape or (3, 32, 32), seed=seed)
+    make_options(
+        bits=bits,
+        protocol=protocol,
+        effort=effort,
+        method=method,
+        input_shape=chosen_shape or (3, 32, 32),
+        seed=seed,
+        size_budget=size,
+    )
     loaded = load_network(network, weights)
     shape = chosen_shape or loaded.input_shape
     if shape is None:
@@ -149,6 +161,7 @@ def quantize(
         std=std_values,
         seed=seed,
         memory_limit=limit,
+        size_budget=size,
     )
     command = shlex.join(["causal-dfq", *sys.argv[1:]])
     source = Source(network, weights, command)

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from causal_dfq.errors import ConfigError
 
 FLOAT_BITS = 32
+# Of the weights, where each layer is given bits of its own; activations have 8.
+AUTO_BITS = "auto"
 Protocol = Literal["deploy", "gdfq", "genie"]
 Effort = Literal["fast", "balanced", "best"]
 Method = Literal["causal", "zeroq", "gdfq", "genie", "synq"]
@@ -28,13 +30,17 @@ class BitWidths:
     def parse(cls, text: str) -> BitWidths:
         """Reads "w4a4", "w2a8", "w4a32".
 
+        "auto" is w8a8: what a run sets out from before it chooses.
+
         Raises:
             ConfigError: the text has another form, or a width is neither 2 to 8 nor 32.
         """
+        if text.strip().lower() == AUTO_BITS:
+            return cls(8, 8)
         match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
         if match is None:
             raise ConfigError(
-                f"bits {text!r} are not understood: write them like w4a4, weights first, then activations"
+                f"bits {text!r} are not understood: write them like w4a4, weights first, then activations, or auto"
             )
         widths = cls(int(match[1]), int(match[2]))
         for name, width in (("weight", widths.weight), ("activation", widths.activation)):
@@ -61,12 +67,43 @@ def parse_bytes(text: str) -> int:
     return round(float(match[1]) * unit)
 
 
+class SizeBudget(BaseModel):
+    """What all weights together may take: `bytes`, or a `share` of what they take at 8 bits; one of the two is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int | None = Field(default=None, ge=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+
+    @classmethod
+    def parse(cls, text: str) -> SizeBudget:
+        """Reads "0.6", a share, or "600KB".
+
+        Raises:
+            ConfigError: another form, or a share that is not above 0 and at most 1.
+        """
+        try:
+            share = float(text)
+        except ValueError:
+            return cls(bytes=parse_bytes(text))
+        if not 0 < share <= 1:
+            raise ConfigError(
+                f"size budget {text}: a number alone is a share of the size at 8 bits, above 0 and at most 1; "
+                "write bytes with their unit, like 600KB"
+            )
+        return cls(share=share)
+
+    def in_bytes(self, weights: int) -> int:
+        """The budget of a network with so many weights."""
+        return self.bytes if self.bytes is not None else int((self.share or 1.0) * weights)
+
+
 class Options(BaseModel):
     """The choices that define a run; with the network they determine every number of its result.
 
-    `input_shape` is (C, H, W); `mean` and `std` are the normalization of pixels in [0, 1], one value
-    a channel: they tell which inputs a picture can have. `memory_limit`: bytes that the process should
-    keep to; batches shrink to fit.
+    `bits` "auto" chooses the bits of each layer's weights within `size_budget`. `input_shape` is (C, H, W); `mean`
+    and `std` are the normalization of pixels in [0, 1], one value a channel: they tell which inputs a picture can
+    have. `memory_limit`: bytes that the process should keep to; batches shrink to fit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,12 +117,14 @@ class Options(BaseModel):
     std: tuple[float, ...] | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
     memory_limit: int | None = Field(default=None, ge=1)
+    size_budget: SizeBudget | None = None
 
     @field_validator("bits")
     @classmethod
     def _bits_can_be_parsed(cls, bits: str) -> str:
         try:
-            return str(BitWidths.parse(bits))
+            widths = BitWidths.parse(bits)
+            return AUTO_BITS if bits.strip().lower() == AUTO_BITS else str(widths)
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
@@ -110,9 +149,17 @@ class Options(BaseModel):
             raise ValueError(f"std {self.std} must be positive")
         return self
 
+    @model_validator(mode="after")
+    def _budget_fits(self) -> Options:
+        if (self.bits == AUTO_BITS) != (self.size_budget is not None):
+            raise ValueError("bits auto and a size budget belong together, like --bits auto --size-budget 0.6")
+        if self.bits == AUTO_BITS and (self.protocol, self.method) != ("deploy", "causal"):
+            raise ValueError("bits auto go with the protocol deploy and the method causal alone")
+        return self
+
     @property
     def widths(self) -> BitWidths:
-        """The parsed bit widths."""
+        """The parsed bit widths; those that bits auto set out from."""
         return BitWidths.parse(self.bits)
 
     @property

@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.allocator import keep_freed_memory
 from causal_dfq.causal.graph import CONTENT, STYLE, Content
-from causal_dfq.config import FLOAT_BITS, Effort, Method, Options, Protocol, make_options, parse_bytes
+from causal_dfq.config import FLOAT_BITS, Effort, Method, Options, Protocol, SizeBudget, make_options, parse_bytes
 from causal_dfq.errors import ConfigError, NetworkError
 from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
-from causal_dfq.network.fold import fold_batch_norm
-from causal_dfq.network.operations import batch_norm_nodes, class_count, weight_layer_nodes
+from causal_dfq.network.fold import LAYERS, fold_batch_norm
+from causal_dfq.network.operations import attribute, batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.accumulator import simulate_accumulators
 from causal_dfq.quantizer.placement import place_quantizers
@@ -33,6 +33,7 @@ from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.memory import fit_recipe, step_memory
 from causal_dfq.training.methods import METHODS
 from causal_dfq.training.pool_training import PoolTraining
+from causal_dfq.training.sensitivity import layer_sensitivities
 from causal_dfq.training.views import NetworkViews
 from causal_dfq.version import __version__
 
@@ -90,13 +91,15 @@ def quantize(
     device: str = "auto",
     seed: int = 0,
     memory_limit: str | None = None,
+    size_budget: str | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> QuantizedNetwork:
     """Quantizes a trained classifier without any data; the network itself is left untouched.
 
     Args:
         network: images (N, C, H, W) -> logits (N, K); with BatchNorm its images come nearer to those it was trained on.
-        bits: "w4a4" and the like: 2 to 8 for weights and activations, 32 to leave one alone.
+        bits: "w4a4" and the like: 2 to 8 for weights and activations, 32 to leave one alone; or "auto": each layer's
+            weights in 2, 4 or 8 bits within `size_budget`, activations in 8.
         input_shape: (C, H, W).
         protocol: which tensors are quantized: "deploy", "gdfq" or "genie".
         effort: the budget: "fast", "balanced" or "best".
@@ -106,6 +109,7 @@ def quantize(
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: the same seed on the same machine gives the same bits.
         memory_limit: "2GB" and the like: what the process should keep to; batches shrink to fit.
+        size_budget: with bits "auto" what all weights may take: "600KB", or "0.6" of what they take at 8 bits.
         on_step: called after every step.
 
     Raises:
@@ -121,6 +125,7 @@ def quantize(
         std=std,
         seed=seed,
         memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+        size_budget=None if size_budget is None else SizeBudget.parse(size_budget),
     )
     place = resolve_device(device)
     prepared = prepare(network, options)
@@ -192,6 +197,7 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
         options.seed,
         device,
         synthesis,
+        None if options.size_budget is None else options.size_budget.in_bytes(_rounded_weights(prepared)),
     )
     if options.memory_limit is not None:
         if not isinstance(run.synthesis, GeneratorTraining):
@@ -199,6 +205,12 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
             raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed")
         run.use_recipe(fit_recipe(run.recipe, step_memory(run), options.memory_limit))
     return run
+
+
+def _rounded_weights(prepared: PreparedNetwork) -> int:
+    """How many weights are rounded."""
+    layers = weight_layer_nodes(prepared.folded.graph)
+    return sum(attribute(prepared.folded, f"{LAYERS}.{layer.name}.weight").numel() for layer in layers)
 
 
 def chosen_budget(options: Options) -> Budget:
@@ -280,6 +292,7 @@ def versions() -> dict[str, str]:
 def _record(
     prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
 ) -> RunRecord:
+    sensitivities = layer_sensitivities(run.views, run.sensitivity_images())
     return RunRecord(
         options=options,
         network_digest=prepared.digest,
@@ -292,4 +305,5 @@ def _record(
         seconds=seconds,
         causal_model=str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else "",
         last_metrics=metrics,
+        sensitivities={name: next(iter(costs.values())) for name, costs in sensitivities.items()},
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
@@ -60,6 +60,8 @@ class RunRecord(BaseModel):
     seconds: float
     causal_model: str
     last_metrics: dict[str, float]
+    # By layer, at its bits; see training/sensitivity.py.
+    sensitivities: dict[str, float] = Field(default_factory=dict)
 
 
 class QuantizedNetwork(nn.Module):
@@ -138,7 +140,7 @@ def load(folder: str | Path) -> QuantizedNetwork:
     folder = Path(folder)
     config = _read_config(folder)
     try:
-        record = RunRecord.model_validate({name: config.get(name) for name in RunRecord.model_fields})
+        record = RunRecord.model_validate({name: config[name] for name in RunRecord.model_fields if name in config})
         bits = {tensor["name"]: int(tensor["bits"]) for tensor in config["quantized_tensors"]}
         graph = _rebuild(graph_from_data(config["graph"]), load_file(folder / MODEL_FILE), bits)
         reference = _rebuild(graph_from_data(config["float_graph"]), load_file(folder / FLOAT_FILE), {})

@@ -20,7 +20,7 @@ from causal_dfq.config import FLOAT_BITS
 from causal_dfq.errors import CausalDFQError, ConfigError, ExportError
 from causal_dfq.export.fusion_report import Fusion, fusion_in_onnxruntime
 from causal_dfq.export.integer_graph import integer_graph
-from causal_dfq.export.packing import pack_weights, packed_type
+from causal_dfq.export.packing import pack_weights, packed_types
 from causal_dfq.export.translation import translated
 from causal_dfq.export.variants import with_reduced_weights, with_symmetric_activations
 from causal_dfq.export.verify import Parity, synthetic_images, verify
@@ -130,11 +130,11 @@ def onnx_model(graph: fx.GraphModule, quantized: QuantizedNetwork, options: Expo
     Raises:
         ExportError: an operation has no form in ONNX, or the checker refuses the model.
     """
-    packed = packed_type(quantized.record.options.widths.weight) if options.storage == "packed" else None
-    opset = _LOWEST_OPSET if packed is None else packed.opset
+    weight_bits = {tensor.bits for tensor in quantized.quantized_tensors() if tensor.kind == "weight"}
+    types = packed_types(weight_bits) if options.storage == "packed" else []
+    opset = max([_LOWEST_OPSET, *(packed.opset for packed in types)])
     model = translated(graph, quantized.record.options.input_shape, opset)
-    if packed is not None:
-        pack_weights(model, packed)
+    pack_weights(model, types)
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.metadata_props.update(_metadata(quantized, options))
     model.producer_name, model.producer_version = "causal-dfq", __version__

@@ -22,15 +22,18 @@ class PackedType:
 INT2, INT4 = PackedType(ir.DataType.INT2, 25), PackedType(ir.DataType.INT4, 21)
 
 
-def packed_type(bits: int) -> PackedType | None:
-    """The type for weights of so many bits; None where they need 8."""
-    if bits <= INT2.kind.bitwidth:
-        return INT2
-    return INT4 if bits <= INT4.kind.bitwidth else None
+def packed_types(bits: set[int]) -> list[PackedType]:
+    """The types for weights of these bits, the narrowest first; weights that need 8 have none."""
+    types = []
+    if any(width <= INT2.kind.bitwidth for width in bits):
+        types.append(INT2)
+    if any(INT2.kind.bitwidth < width <= INT4.kind.bitwidth for width in bits):
+        types.append(INT4)
+    return types
 
 
-def pack_weights(model: ir.Model, packed: PackedType) -> None:
-    """Stores every INT8 weight that fits in the type, with a cast to INT8 behind; the numbers stay the same.
+def pack_weights(model: ir.Model, types: list[PackedType]) -> None:
+    """Stores every INT8 weight in the first type that holds it, a cast to INT8 behind; the numbers stay the same.
 
     A constant is cast once, when a runtime loads the file; from then on it computes as with weights in INT8.
     """
@@ -42,7 +45,8 @@ def pack_weights(model: ir.Model, packed: PackedType) -> None:
     for stored in sorted(codes, key=lambda value: str(value.name)):
         assert stored.const_value is not None
         values = stored.const_value.numpy()
-        if stored.dtype != ir.DataType.INT8 or not _holds(packed.kind, values):
+        packed = next((packed for packed in types if _holds(packed.kind, values)), None)
+        if stored.dtype != ir.DataType.INT8 or packed is None:
             continue
         name = f"{stored.name}.packed"
         tensor = ir.Tensor(values.astype(packed.kind.numpy()), dtype=packed.kind, name=name)

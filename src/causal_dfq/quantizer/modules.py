@@ -126,6 +126,11 @@ class WeightQuantizer(nn.Module):
         """Step sizes (O, 1, ...)."""
         return self.log_scale.exp()
 
+    def use_bits(self, weight: Tensor, bits: int) -> None:
+        """Another width, and the grids of least squared error on a weight."""
+        self.bits = bits
+        self.fit(weight, torch.ones_like(weight))
+
     @torch.no_grad()
     def fit(self, weight: Tensor, importance: Tensor) -> None:
         """Sets the grids of least squared error on a weight, each entry's error weighted by its importance."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from causal_dfq.allocator import give_back_freed_memory
 from causal_dfq.errors import OutputError
 from causal_dfq.files import detached_state, write_tensors
+from causal_dfq.quantizer.modules import WeightQuantizer
 from causal_dfq.quantizer.residual_grids import step_size_leaders, tie_step_sizes
 from causal_dfq.training.equilibrium import Equilibrium
 
@@ -43,6 +44,7 @@ def run_state(run: Equilibrium) -> dict[str, Tensor]:
                     state[f"{prefix}.{index}.{key}"] = value
     rates = [group["base_lr"] for group in run.student_optimizer.param_groups]
     state["student_rates"] = torch.tensor(rates, dtype=torch.float64)
+    state["weight_bits"] = torch.tensor([quantizer.bits for quantizer in _weight_quantizers(run)])
     state["step_size_leaders"] = step_size_leaders(run.quantized)
     state["random"] = run.random.get_state()
     return state
@@ -54,6 +56,8 @@ def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
     for prefix, module in (("generator.", run.synthesis.state), ("quantized.", run.quantized)):
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         module.load_state_dict(own)
+    for quantizer, bits in zip(_weight_quantizers(run), state["weight_bits"].tolist(), strict=True):
+        quantizer.bits = bits
     run.restore_trainable_zero_points()
     tie_step_sizes(run.quantized, state["step_size_leaders"])
     for prefix, optimizer in _optimizers(run).items():
@@ -66,6 +70,10 @@ def restore_state(run: Equilibrium, state: dict[str, Tensor]) -> None:
     for group, rate in zip(run.student_optimizer.param_groups, state["student_rates"].tolist(), strict=True):
         group["base_lr"] = rate
     run.random.set_state(state["random"])
+
+
+def _weight_quantizers(run: Equilibrium) -> list[WeightQuantizer]:
+    return [module for module in run.quantized.modules() if isinstance(module, WeightQuantizer)]
 
 
 def _placed(value: Tensor, parameter: Tensor, key: str) -> Tensor:

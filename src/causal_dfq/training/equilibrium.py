@@ -35,6 +35,7 @@ from causal_dfq.training.imprint_synthesis import ImprintSynthesis
 from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding
 from causal_dfq.training.pool_training import PoolTraining, Synthesis
 from causal_dfq.training.reconstruction import Schedule, reconstruction
+from causal_dfq.training.sensitivity import choose_weight_bits
 from causal_dfq.training.student_loss import StudentBatch, StudentImages, student_loss
 from causal_dfq.training.unit_walk import UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
@@ -50,6 +51,7 @@ WARMUP, IMPRINT, CALIBRATION, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
     "finish",
 )
 CALIBRATION_BATCHES = 8
+SENSITIVITY_BATCHES, SENSITIVITY_PIXELS = 2, 16 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Phase:
 class Equilibrium:
     """The state of a run, one step at a time.
 
+    With a `weight_budget`, the bytes that all weights may take, each layer's bits are chosen when there are images.
     Every random draw comes from `random`; the learning rates are functions of the step. The state
     dictionary therefore holds all that the next step depends on.
     """
@@ -83,8 +86,10 @@ class Equilibrium:
         seed: int,
         device: torch.device,
         synthesis: Synthesis = "generator",
+        weight_budget: int | None = None,
     ) -> None:
         self.budget, self.recipe, self.seed, self.device = budget, recipe, seed, device
+        self._weight_budget = weight_budget
         self.views = views.to(device)
         self.quantized = self.views.quantized
         self.random = torch.Generator().manual_seed(seed)
@@ -188,21 +193,29 @@ class Equilibrium:
         return {"unit_error_before": fit.before, "unit_error_after": fit.after}
 
     def _rounding(self) -> UnitWalk:
-        images = self._images_apart(self.budget.rounding_images)
+        images = self.images_apart(self._batches_of(self.budget.rounding_images))
         if self.synthesis.imprints is not None:
             images = torch.cat([images, self.synthesis.imprints.images.float()])
         return layer_rounding(self.views, images, RoundingSettings(), self.seed)
 
     def _reconstruction(self) -> UnitWalk:
-        images = self._images_apart(self.recipe.reconstruction_images)
+        images = self.images_apart(self._batches_of(self.recipe.reconstruction_images))
         return reconstruction(self.views, images, Schedule(self.budget.reconstruction_iterations), self.seed)
 
     @torch.no_grad()
-    def _images_apart(self, count: int) -> Tensor:
-        """At least so many images (N, C, H, W) for all units, whatever was drawn before."""
+    def images_apart(self, batches: int) -> Tensor:
+        """So many batches of what Q learns on, (N, C, H, W), the same ones whatever was drawn before."""
         random = torch.Generator().manual_seed(self.seed)
-        batches = -(-count // self.recipe.student_images)
         return torch.cat([self.student_images(random).images for _ in range(batches)])
+
+    def sensitivity_images(self) -> Tensor:
+        """The images that layers are compared on: few where they are large, since each layer sees them by itself."""
+        _, height, width = self.image_shape
+        count = max(8, SENSITIVITY_PIXELS // (height * width))
+        return self.images_apart(SENSITIVITY_BATCHES)[:count]
+
+    def _batches_of(self, images: int) -> int:
+        return -(-images // self.recipe.student_images)
 
     def _follow_step_sizes(self) -> None:
         """Learning rates of weights are in units of their step sizes, which fitting has changed."""
@@ -224,7 +237,10 @@ class Equilibrium:
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """Initial ranges of the activation quantizers, on images of the warmed-up generator."""
+        """Bits of each layer where they are to be chosen; initial ranges of the activation quantizers."""
+        if self._weight_budget is not None:
+            choose_weight_bits(self.views, self.sensitivity_images(), self._weight_budget)
+            self._follow_step_sizes()
         batches = (self.student_images(self.random).images for _ in range(CALIBRATION_BATCHES))
         self.views.calibrate(batches, self.pixel_bounds)
 

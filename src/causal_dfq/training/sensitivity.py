@@ -1,0 +1,71 @@
+"""What rounding a single layer does to the network's answers: the price of its bits, without any data. [ours]"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from causal_dfq.causal.discrepancy import matching_discrepancy
+from causal_dfq.network.fold import LAYERS
+from causal_dfq.network.operations import attribute
+from causal_dfq.quantizer.affine import fake_quantize, integer_range
+from causal_dfq.quantizer.bit_allocation import CANDIDATE_BITS, LayerChoice, allocate_bits
+from causal_dfq.quantizer.modules import WeightQuantizer
+from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
+from causal_dfq.quantizer.ranges import channel_view, weight_scale
+from causal_dfq.training.views import NetworkViews
+
+_CHUNK = 128
+
+
+def quantized_layers(views: NetworkViews) -> Iterator[tuple[str, WeightQuantizer]]:
+    """Q's layers whose weights are rounded, in their order, and the quantizers of these."""
+    for name, quantizer in getattr(views.quantized, WEIGHT_QUANTIZERS, nn.Module()).named_children():
+        if isinstance(quantizer, WeightQuantizer):
+            yield name, quantizer
+
+
+@torch.no_grad()
+def layer_sensitivities(
+    views: NetworkViews, images: Tensor, bits: Sequence[int] | None = None
+) -> dict[str, dict[int, float]]:
+    """For each layer and width, mean KL(p_P || p_P with this layer's weight alone rounded) over images (N, C, H, W).
+
+    The images are those under interventions on style that Q learns on. Weights are rounded to the nearest code of a
+    symmetric grid for each output channel. Without `bits` each layer is measured at its own width.
+    """
+    found: dict[str, dict[int, float]] = {}
+    with views.in_float32():
+        exact = _logits(views, images)
+        for name, quantizer in quantized_layers(views):
+            weight = attribute(views.folded, f"{LAYERS}.{name}.weight")
+            kept = weight.clone()
+            found[name] = {}
+            for width in bits or [quantizer.bits]:
+                scale = channel_view(kept, weight_scale(kept, width))
+                zero_point = torch.zeros_like(scale)
+                weight.copy_(fake_quantize(kept, scale, zero_point, *integer_range(width, is_signed=True)))
+                found[name][width] = float(matching_discrepancy(exact, _logits(views, images)))
+            weight.copy_(kept)
+    return found
+
+
+@torch.no_grad()
+def choose_weight_bits(views: NetworkViews, images: Tensor, budget: int) -> None:
+    """Gives each layer of Q the bits with which all weights take at most `budget` bytes and answers move least.
+
+    Raises:
+        ConfigError: the budget is too small.
+    """
+    costs = layer_sensitivities(views, images, CANDIDATE_BITS)
+    weights = {name: attribute(views.quantized, f"{LAYERS}.{name}.weight") for name in costs}
+    layers = [LayerChoice(name, weights[name].numel(), costs[name]) for name in costs]
+    chosen = allocate_bits(layers, budget)
+    for name, quantizer in quantized_layers(views):
+        quantizer.use_bits(weights[name], chosen[name])
+
+
+def _logits(views: NetworkViews, images: Tensor) -> Tensor:
+    return torch.cat([views.pretrained_logits(chunk) for chunk in images.split(_CHUNK)])
