@@ -5,29 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from causal_dfq.config import Effort, Method, Protocol, SizeBudget, make_options, parse_bytes
 from causal_dfq.errors import CausalDFQError, ConfigError
 from causal_dfq.export.onnx_file import Profile, Storage, export_onnx
-from causal_dfq.pipeline import StepReport, resolve_device
+from causal_dfq.pipeline import resolve_device
+from causal_dfq.progress import StepProgress, progress_bar
 from causal_dfq.summary import summary_table
-from causal_dfq.training.equilibrium import EQUILIBRIUM, FINISH, IMPRINT, RECONSTRUCTION, ROUNDING, WARMUP
 from causal_dfq.version import __version__
 
 FileFormat = Literal["onnx", "pt2"]
@@ -166,7 +158,7 @@ def quantize(
     command = shlex.join(["causal-dfq", *sys.argv[1:]])
     source = Source(network, weights, command)
     try:
-        with _StepProgress() as progress:
+        with StepProgress(messages) as progress:
             quantized = quantize_to_folder(loaded.network, options, place, out, source, resume, progress.show)
     except Interrupted as interruption:
         messages.print(f"{interruption}; go on with the same command and --resume")
@@ -201,7 +193,7 @@ def evaluate(
             "quantize with --mean and --std"
         )
     images = open_labelled(data, Preprocessing(options.input_shape, options.mean, options.std))
-    with _bar("evaluating") as bar:
+    with progress_bar("evaluating", messages) as bar:
         task = bar.add_task("images", total=len(images), note="")
         evaluation = evaluate_pair(
             quantized,
@@ -268,6 +260,25 @@ def export(
 
 
 @app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR", show_default=False)],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Show bits, bytes, ranges and sensitivity of each layer, the most sensitive first."""
+    from causal_dfq.files import write_text
+    from causal_dfq.inspection import inspect_layers, layer_table
+    from causal_dfq.quantized import load
+
+    reports = inspect_layers(load(folder))
+    output.print(layer_table(reports))
+    output.print(
+        "sensitivity: KL that rounding this layer alone brings to the float network's answers, under do(style)"
+    )
+    if json_file is not None:
+        write_text(json_file, json.dumps([asdict(report) for report in reports], indent=2) + "\n")
+
+
+@app.command()
 def bench(
     folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR", show_default=False)],
     threads: Annotated[int, typer.Option(min=1, help="Of every runtime.")] = 2,
@@ -309,60 +320,3 @@ def models() -> None:
         table.add_row(name, "x".join(map(str, card.input_shape)), str(card.classes), accuracy)
     output.print(table)
     output.print("Also: torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2 (see quantize --help).")
-
-
-def _bar(title: str) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}", justify="right"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=messages,
-        refresh_per_second=4,
-    )
-
-
-class _StepProgress:
-    """A bar with the rate, the remaining time and the measured quantities of the equilibrium."""
-
-    def __init__(self) -> None:
-        self._bar = _bar("quantize")
-        self._task: TaskID | None = None
-        self._first_step = 0
-        self._metrics: dict[str, float] = {}
-
-    def __enter__(self) -> _StepProgress:
-        self._bar.start()
-        self._task = self._bar.add_task("capture", total=None, note="")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, report: StepReport) -> None:
-        """Moves the bar by one step."""
-        assert self._task is not None
-        task = self._bar.tasks[0]
-        if task.total is None:
-            self._first_step = report.step - 1
-            self._bar.reset(self._task, total=report.total, completed=report.step - 1)
-        self._metrics |= report.metrics
-        elapsed = self._bar.tasks[0].elapsed or 0.0
-        rate = (report.step - self._first_step) / elapsed if elapsed else 0.0
-        note = f"{rate:.1f} step/s  " + _describe(report.phase.name, self._metrics)
-        self._bar.update(self._task, completed=report.step, description=report.phase.name, note=note)
-
-
-def _describe(phase: str, metrics: dict[str, float]) -> str:
-    if phase in (WARMUP, IMPRINT) and "statistics_loss" in metrics:
-        return f"class {metrics['class_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
-    if phase in (ROUNDING, RECONSTRUCTION) and "unit_error_after" in metrics:
-        return f"unit error {metrics['unit_error_before']:.4f} to {metrics['unit_error_after']:.4f}"
-    if phase in (EQUILIBRIUM, FINISH) and "discrepancy" in metrics:
-        return (
-            f"loss {metrics['student_loss']:.3f}  discrepancy {metrics['discrepancy']:.3f}  "
-            f"sensitivity P {metrics['sensitivity_pretrained']:.3f} Q {metrics['sensitivity_quantized']:.3f}"
-        )
-    return ""

@@ -15,6 +15,7 @@ SAMPLED_VALUES = 65536
 _WEIGHT_SHRINKS = 81
 _WEIGHT_END_SHRINKS = 13
 _ACTIVATION_SHRINKS = 24
+_CACHED_VALUES = 2**17
 
 
 def channel_view(weight: Tensor, per_channel: Tensor) -> Tensor:
@@ -27,9 +28,16 @@ def weight_scale(weight: Tensor, bits: int, importance: Tensor | None = None) ->
 
     The squared error of each entry is weighted by `importance`, of the weight's shape.
     """
-    lowest, highest = integer_range(bits, is_signed=True)
     rows = weight.detach().flatten(1)
     weighting = torch.ones_like(rows) if importance is None else importance.flatten(1)
+    # As many channels at a time as a core's cache holds: each candidate is a pass over them.
+    channels = max(1, _CACHED_VALUES // rows.shape[1])
+    parts = zip(rows.split(channels), weighting.split(channels), strict=True)
+    return torch.cat([_scale_of_least_error(*part, bits) for part in parts])
+
+
+def _scale_of_least_error(rows: Tensor, weighting: Tensor, bits: int) -> Tensor:
+    lowest, highest = integer_range(bits, is_signed=True)
     full = rows.abs().amax(1).clamp_min(SMALLEST_SCALE * highest) / highest
     best_scale, best_error = full.clone(), torch.full_like(full, torch.inf)
     zero = torch.zeros(())

@@ -1,0 +1,96 @@
+"""What a finished network is made of, layer by layer, and which layers cost it most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+from torch import fx
+
+from causal_dfq.network.operations import attribute, module_path, weight_layer_nodes
+from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.quantizer.accumulator import value_grids
+from causal_dfq.quantizer.affine import integer_range
+from causal_dfq.quantizer.bit_allocation import bytes_of
+from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeight
+from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """A layer whose weight is rounded.
+
+    `sensitivity`: mean KL of the float network's answers to those with this weight alone rounded to its bits, under
+    interventions on style; None where it was not measured. `weight_range`: the lowest and the highest weight.
+    `input_range`: what the grid of its input can express, and `input_bits`; None where the input is in float.
+    """
+
+    name: str
+    bits: int
+    weights: int
+    size: int
+    sensitivity: float | None
+    weight_range: Range
+    input_bits: int | None
+    input_range: Range | None
+
+
+def inspect_layers(quantized: QuantizedNetwork) -> list[LayerReport]:
+    """The layers of a finished network, the most sensitive first."""
+    module = quantized.graph_module
+    grids = value_grids(module.graph)
+    reports = []
+    for node in weight_layer_nodes(module.graph):
+        stored = node.args[1]
+        weight = attribute(module, str(stored.target)) if isinstance(stored, fx.Node) else None
+        if not isinstance(weight, IntegerWeight):
+            continue
+        assert isinstance(stored, fx.Node)
+        values = weight()
+        grid = grids.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+        quantizer = None if grid is None else attribute(module, grid)
+        name = str(stored.target).removeprefix(WEIGHT_QUANTIZERS + ".")
+        reports.append(
+            LayerReport(
+                module_path(node),
+                weight.bits,
+                values.numel(),
+                bytes_of(values.numel(), weight.bits),
+                quantized.record.sensitivities.get(name),
+                (float(values.min()), float(values.max())),
+                None if quantizer is None else quantizer.bits,
+                None if quantizer is None else _grid_range(quantizer),
+            )
+        )
+    return sorted(reports, key=lambda report: -math.inf if report.sensitivity is None else report.sensitivity)[::-1]
+
+
+def _grid_range(quantizer: FrozenActivationQuantizer) -> Range:
+    lowest, highest = integer_range(quantizer.bits, is_signed=False)
+    zero_point, scale = float(quantizer.zero_point), float(quantizer.scale)
+    return (lowest - zero_point) * scale, (highest - zero_point) * scale
+
+
+def layer_table(reports: list[LayerReport]) -> Table:
+    """What a person reads."""
+    table = Table(title=f"{sum(report.size for report in reports):,} bytes of weights, the most sensitive first")
+    for column in ("layer", "bits", "bytes", "KL", "weights", "input"):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    for report in reports:
+        table.add_row(
+            escape(report.name),
+            str(report.bits),
+            f"{report.size:,}",
+            "-" if report.sensitivity is None else f"{report.sensitivity:.1e}",
+            _text(report.weight_range),
+            "float" if report.input_range is None else f"{_text(report.input_range)}, {report.input_bits} bits",
+        )
+    return table
+
+
+def _text(values: Range) -> str:
+    return f"{values[0]:.2g} to {values[1]:.2g}"
