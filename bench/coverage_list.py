@@ -16,6 +16,8 @@ _SMALL_SIDE = 64
 # Where the architecture asks for another side, or can be told that images are small.
 _TORCHVISION_SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
 _TOLD_THEIR_SIDE = ("vit_",)
+# Minutes each: they come last.
+_LARGE = ("vgg", "vit_", "_large", "_base", "convnext_small", "_v2_l", "_32gf", "_16gf", "128gf", "64x4d", "101_2")
 
 # One network or more of each of timm's convolutional and hybrid families, and its best known transformers.
 _TIMM = """
@@ -59,7 +61,10 @@ def _timm(name: str) -> Subject:
 
 
 def _all() -> tuple[Subject, ...]:
-    return (*map(_torchvision, list_models(module=torchvision.models)), *map(_timm, _TIMM.split()))
+    names = list_models(module=torchvision.models)
+    large = [name for name in names if any(part in name for part in _LARGE)]
+    small = [name for name in names if name not in large]
+    return (*map(_torchvision, small), *map(_timm, _TIMM.split()), *map(_torchvision, large))
 
 
 SUBJECTS = _all()

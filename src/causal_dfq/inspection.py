@@ -77,8 +77,9 @@ def _grid_range(quantizer: FrozenActivationQuantizer) -> Range:
 
 def layer_table(reports: list[LayerReport]) -> Table:
     """What a person reads."""
-    table = Table(title=f"{sum(report.size for report in reports):,} bytes of weights, the most sensitive first")
-    for column in ("layer", "bits", "bytes", "KL", "weights", "input"):
+    title = f"{sum(report.size for report in reports):,} bytes of weights, the most sensitive first"
+    table = Table(title=title, box=None, header_style="bold")
+    for column in ("layer", "bits", "bytes", "KL", "weights", "input (bits)"):
         table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
     for report in reports:
         table.add_row(
@@ -87,7 +88,7 @@ def layer_table(reports: list[LayerReport]) -> Table:
             f"{report.size:,}",
             "-" if report.sensitivity is None else f"{report.sensitivity:.1e}",
             _text(report.weight_range),
-            "float" if report.input_range is None else f"{_text(report.input_range)}, {report.input_bits} bits",
+            "float" if report.input_range is None else f"{_text(report.input_range)} ({report.input_bits})",
         )
     return table
 

@@ -24,6 +24,7 @@ from causal_dfq.network.fold import LAYERS, fold_batch_norm
 from causal_dfq.network.operations import attribute, batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.accumulator import simulate_accumulators
+from causal_dfq.quantizer.bit_allocation import check_budget
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
@@ -32,7 +33,7 @@ from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
 from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.memory import fit_recipe, step_memory
 from causal_dfq.training.methods import METHODS
-from causal_dfq.training.pool_training import PoolTraining
+from causal_dfq.training.pool_training import PoolTraining, Synthesis
 from causal_dfq.training.sensitivity import layer_sensitivities
 from causal_dfq.training.views import NetworkViews
 from causal_dfq.version import __version__
@@ -144,7 +145,8 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
 
     Raises:
         NetworkError: the network cannot be captured, or has nothing to quantize.
-        ConfigError: 32 bits for both, or a method that needs BatchNorm where there is none.
+        ConfigError: 32 bits for both, a method that needs BatchNorm where there is none, a memory limit where
+            batches are fixed, or a size budget that no choice of bits meets.
     """
     if options.widths.weight == FLOAT_BITS and options.widths.activation == FLOAT_BITS:
         raise ConfigError("bits w32a32 leave everything in float: choose 2 to 8 for weights, activations or both")
@@ -156,7 +158,13 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
             f"the method {options.method} makes images from BatchNorm's statistics, and the network has no BatchNorm: "
             "quantize it with the method causal"
         )
+    if options.memory_limit is not None and chosen_synthesis(captured, options) != "generator":
+        of_what = f"the method {options.method}" if options.method != "causal" else "a network without BatchNorm"
+        raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed")
     folded = fold_batch_norm(captured)
+    if options.size_budget is not None:
+        weights = weight_counts(folded)
+        check_budget(weights, options.size_budget.in_bytes(sum(weights)))
     return PreparedNetwork(captured, folded, place_quantizers(folded, options.widths, options.protocol))
 
 
@@ -183,34 +191,34 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
     """A run at its first step.
 
     Raises:
-        ConfigError: the memory limit is too small for this network, or the method knows none.
+        ConfigError: the memory limit is too small for this network.
     """
-    budget, synthesis = chosen_budget(options), METHODS[options.method].synthesis
-    if not prepared.has_statistics:
-        budget, synthesis = budget.without_generator(), "imprints"
+    budget, synthesis = chosen_budget(options), chosen_synthesis(prepared.captured, options)
     run = Equilibrium(
         NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
-        budget,
+        budget.without_generator() if synthesis == "imprints" else budget,
         chosen_recipe(options),
         options.seed,
         device,
         synthesis,
-        None if options.size_budget is None else options.size_budget.in_bytes(_rounded_weights(prepared)),
+        None if options.size_budget is None else options.size_budget.in_bytes(sum(weight_counts(prepared.folded))),
     )
     if options.memory_limit is not None:
-        if not isinstance(run.synthesis, GeneratorTraining):
-            of_what = "a network without BatchNorm" if synthesis == "imprints" else f"the method {options.method}"
-            raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed")
         run.use_recipe(fit_recipe(run.recipe, step_memory(run), options.memory_limit))
     return run
 
 
-def _rounded_weights(prepared: PreparedNetwork) -> int:
-    """How many weights are rounded."""
-    layers = weight_layer_nodes(prepared.folded.graph)
-    return sum(attribute(prepared.folded, f"{LAYERS}.{layer.name}.weight").numel() for layer in layers)
+def weight_counts(folded: fx.GraphModule) -> list[int]:
+    """How many weights each layer has."""
+    layers = weight_layer_nodes(folded.graph)
+    return [attribute(folded, f"{LAYERS}.{layer.name}.weight").numel() for layer in layers]
+
+
+def chosen_synthesis(captured: fx.GraphModule, options: Options) -> Synthesis:
+    """Where the images come from: as the options' method has it, but without BatchNorm from imprints alone."""
+    return METHODS[options.method].synthesis if batch_norm_nodes(captured.graph) else "imprints"
 
 
 def chosen_budget(options: Options) -> Budget:

@@ -191,6 +191,11 @@ def test_folder_with_something_else_is_refused(tmp_path: Path) -> None:
         (("tests.e2e.factories:residual", "--input-shape", "1x16x16"), (), ("fails on images of shape 1x16x16",)),
         (("tests.e2e.factories:residual", "--input-shape", "16x16"), (), ("16x16", "3x224x224")),
         (RESIDUAL, ("--weights", "net.pth"), ("net.pth",)),
+        (RESIDUAL, ("--bits", "auto"), ("auto", "--size-budget 0.6")),
+        (RESIDUAL, ("--size-budget", "0.5"), ("size budget", "--bits auto")),
+        (RESIDUAL, ("--bits", "auto", "--size-budget", "1.5"), ("1.5", "600KB")),
+        (RESIDUAL, ("--bits", "auto", "--size-budget", "0.2"), ("too small", "2 bits")),
+        (RESIDUAL, ("--bits", "auto", "--size-budget", "0.6", "--protocol", "gdfq"), ("protocol deploy",)),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -343,3 +348,22 @@ def test_bench_prints_both_networks_in_every_runtime(finished: Path) -> None:
 
 def test_export_of_something_else_is_refused(tmp_path: Path) -> None:
     assert_refused(run("export", tmp_path), "holds no quantized network")
+
+
+def test_bits_of_each_layer_are_chosen_within_a_budget_and_inspected(tmp_path: Path) -> None:
+    done = quantize(tmp_path / "run", "--bits", "auto", "--size-budget", "0.6")
+    assert done.returncode == 0, done.stderr
+    layers = tmp_path / "layers.json"
+    shown = run("inspect", tmp_path / "run", "--json", layers)
+    assert shown.returncode == 0, shown.stderr
+    reports = json.loads(layers.read_text())
+    assert {report["name"] for report in reports} == {"conv1", "conv2", "fc"}
+    assert sum(report["size"] for report in reports) <= 0.6 * sum(report["weights"] for report in reports)
+    order = [shown.stdout.index(f" {report['name']} ") for report in reports]
+    assert order == sorted(order)
+
+
+def test_inspect_names_a_damaged_file(tmp_path: Path) -> None:
+    assert quantize(tmp_path / "run").returncode == 0
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert_refused(run("inspect", tmp_path / "run"), "config.json")

@@ -31,6 +31,20 @@ def bytes_of(weights: int, bits: int) -> int:
     return math.ceil(weights * bits / 8)
 
 
+def check_budget(weights: Sequence[int], budget: int) -> None:
+    """Refuses a budget, in bytes, that layers of so many weights exceed at the fewest bits.
+
+    Raises:
+        ConfigError: they do.
+    """
+    smallest = sum(bytes_of(count, min(CANDIDATE_BITS)) for count in weights)
+    if smallest > budget:
+        raise ConfigError(
+            f"a size budget of {budget:,} bytes is too small: with {min(CANDIDATE_BITS)} bits everywhere the weights "
+            f"take {smallest:,} bytes; give at least that"
+        )
+
+
 def allocate_bits(layers: Sequence[LayerChoice], budget: int) -> dict[str, int]:
     """The widths of least summed cost whose weights take at most `budget` bytes.
 
@@ -40,12 +54,7 @@ def allocate_bits(layers: Sequence[LayerChoice], budget: int) -> dict[str, int]:
     Raises:
         ConfigError: even the fewest bits everywhere take more.
     """
-    smallest = sum(bytes_of(layer.weights, min(layer.costs)) for layer in layers)
-    if smallest > budget:
-        raise ConfigError(
-            f"a size budget of {budget:,} bytes is too small: with the fewest bits everywhere the weights take "
-            f"{smallest:,} bytes; give at least that"
-        )
+    check_budget([layer.weights for layer in layers], budget)
     part = budget / _PARTS
     best: npt.NDArray[np.float64] = np.zeros(_PARTS + 1)
     chosen: list[npt.NDArray[np.int64]] = []
