@@ -23,7 +23,7 @@ from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import LAYERS, fold_batch_norm
 from causal_dfq.network.operations import attribute, batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
-from causal_dfq.quantizer.accumulator import simulate_accumulators
+from causal_dfq.quantizer.accumulator import simulate_integers
 from causal_dfq.quantizer.bit_allocation import check_budget
 from causal_dfq.quantizer.placement import place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
@@ -260,10 +260,10 @@ def finish(
 
 
 def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
-    """The trained network in integers; its accumulators too where an integer runtime is what the protocol simulates."""
+    """The trained network in integers, and in their arithmetic where the protocol simulates an integer runtime."""
     frozen = freeze(prepared.quantized)
     if options.protocol == "deploy":
-        simulate_accumulators(frozen)
+        simulate_integers(frozen)
     return frozen
 
 

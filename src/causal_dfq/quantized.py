@@ -17,11 +17,12 @@ from causal_dfq.errors import OutputError
 from causal_dfq.files import detached_state, output_error, write_tensors, write_text
 from causal_dfq.network.operations import attribute
 from causal_dfq.network.serialize import graph_from_data, graph_to_data
+from causal_dfq.quantizer.accumulator import ACCUMULATORS
 from causal_dfq.quantizer.modules import (
+    Accumulator,
     ActivationQuantizer,
     FrozenActivationQuantizer,
     IntegerWeight,
-    RequantizedAccumulator,
     WeightQuantizer,
 )
 
@@ -96,6 +97,8 @@ class QuantizedNetwork(nn.Module):
             if node.op != "call_module" or str(node.target) in found:
                 continue
             module = attribute(self.graph_module, str(node.target))
+            if isinstance(module, Accumulator):
+                continue
             kind = "weight" if isinstance(module, IntegerWeight) else "activation"
             found[str(node.target)] = QuantizedTensor(
                 name=str(node.target),
@@ -239,9 +242,11 @@ def _rebuild(graph: fx.Graph, state: dict[str, Tensor], bits: dict[str, int]) ->
                 name,
                 IntegerWeight(codes.contiguous(memory_format=memory_format), scale, zero_point, width),
             )
-        elif (unit := state.get(f"{name}.unit")) is not None:
-            _attach(root, name, RequantizedAccumulator(scale, zero_point, width, unit))
         else:
             _attach(root, name, FrozenActivationQuantizer(scale, zero_point, width))
+    for key in state:
+        name, _, buffer = key.rpartition(".")
+        if name.startswith(f"{ACCUMULATORS}.") and buffer == "unit":
+            _attach(root, name, Accumulator(state[key], state[f"{name}.scale"]))
     module = fx.GraphModule(root, graph)
     return module.eval()

@@ -259,9 +259,27 @@ class Deep(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
+class Dense(nn.Module):
+    """Eight layers that read all before them, each behind a BatchNorm that no layer absorbs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8 * (n + 1)) for n in range(8))
+        self.layers = nn.ModuleList(nn.Conv2d(8 * (n + 1), 8, 3, padding=1) for n in range(8))
+        self.fc = nn.Linear(72, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.stem(images)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            features = torch.cat([features, layer(torch.relu(norm(features)))], 1)
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [Deep, Dense])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
-def test_file_and_simulation_are_the_same_numbers(bits: str) -> None:
-    quantized = finished_network(Deep(), bits, side=16)
+def test_file_and_simulation_are_the_same_numbers(network: type[nn.Module], bits: str) -> None:
+    quantized = finished_network(network(), bits, side=16)
     images = synthetic_images(quantized.record.options, 128, seed=5)
     (logits,) = onnxruntime_session(built(quantized).SerializeToString()).run(None, {"images": images.numpy()})
     with torch.no_grad():

@@ -1,13 +1,18 @@
 """Biases of finished networks lie on the grid of their layers' accumulators."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from torch import nn
 
+import causal_dfq
 from causal_dfq.network.operations import attribute
 from causal_dfq.quantized import QuantizedNetwork
-from causal_dfq.quantizer.accumulator import biased_layers
+from causal_dfq.quantizer.accumulator import biased_layers, drop_accumulators
+from causal_dfq.quantizer.modules import Accumulator
 from tests.export.conftest import finished_network
-from tests.networks import ALL, Residual
+from tests.networks import ALL, Concatenating, Residual
 
 
 def steps_off_the_grid(quantized: QuantizedNetwork) -> list[float]:
@@ -40,3 +45,26 @@ def test_a_rounded_bias_is_the_nearest_one() -> None:
 
 def test_the_protocols_of_papers_keep_biases_in_float() -> None:
     assert max(steps_off_the_grid(finished_network(Residual(), "w4a8", "gdfq"))) > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", ALL)
+def test_dropped_accumulators_change_nothing_but_ties(network: type[nn.Module]) -> None:
+    graph = finished_network(network()).graph_module
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = graph(images)
+    assert any(isinstance(module, Accumulator) for module in graph.modules())
+    drop_accumulators(graph)
+    assert not any(str(node.target).startswith("accumulators") for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(images), expected, rtol=0, atol=0.02 * float(expected.std()))
+
+
+def test_a_saved_network_keeps_its_accumulators(tmp_path: Path) -> None:
+    finished = finished_network(Concatenating(), "w4a4")
+    finished.save(tmp_path)
+    again = causal_dfq.load(tmp_path)
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again(images), finished(images))
+    names = {name for name, module in finished.graph_module.named_modules() if isinstance(module, Accumulator)}
+    assert len(names) >= 3
+    assert names == {name for name, module in again.graph_module.named_modules() if isinstance(module, Accumulator)}

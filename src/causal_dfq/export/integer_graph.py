@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.export.operators import requantize, stored
 from causal_dfq.network.operations import attribute, clipping_bounds, operation_name
-from causal_dfq.quantizer.accumulator import accumulator_bias, biased_layers, value_grids
+from causal_dfq.quantizer.accumulator import accumulator_bias, biased_layers, drop_accumulators, value_grids
 from causal_dfq.quantizer.affine import integer_range, quantize
 from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeight
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
@@ -73,6 +73,7 @@ def integer_graph(simulated: fx.GraphModule, kind: ActivationType) -> fx.GraphMo
     scale of its layer's accumulator; runtimes that want int8 ones take biases in float.
     """
     module = copy.deepcopy(simulated).cpu()
+    drop_accumulators(module)
     _drop_absorbed_activations(module)
     if kind == "uint8":
         _store_biases(module)

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import fx
 
+from causal_dfq.quantizer.accumulator import drop_accumulators
 from causal_dfq.quantizer.affine import integer_range, quantize
 from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeight
 
@@ -18,6 +19,7 @@ def with_symmetric_activations(simulated: fx.GraphModule) -> fx.GraphModule:
     with zero point 0, less the offset that unsigned ones have. A tensor without negative values loses a bit.
     """
     module = copy.deepcopy(simulated)
+    drop_accumulators(module)
     for quantizer in module.modules():
         if isinstance(quantizer, FrozenActivationQuantizer):
             _, highest = integer_range(quantizer.bits, is_signed=False)
@@ -34,6 +36,7 @@ def with_reduced_weights(simulated: fx.GraphModule) -> fx.GraphModule:
     in 16 bits.
     """
     module = copy.deepcopy(simulated)
+    drop_accumulators(module)
     ends = integer_range(_REDUCED_BITS, is_signed=True)
     for weight in module.modules():
         if isinstance(weight, IntegerWeight) and weight.bits > _REDUCED_BITS:

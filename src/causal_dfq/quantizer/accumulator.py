@@ -12,21 +12,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from causal_dfq.network.fold import norm_affine
 from causal_dfq.network.operations import (
     CONCATENATION,
     LINEAR,
     WEIGHT_LAYERS,
+    aten,
     attribute,
     clipping_bounds,
+    has_running_statistics,
     is_value_preserving,
     operation_name,
 )
 from causal_dfq.quantizer.affine import integer_range, quantize
-from causal_dfq.quantizer.modules import IntegerWeight, RequantizedAccumulator
-from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
+from causal_dfq.quantizer.modules import Accumulator, IntegerWeight
+from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
+ACCUMULATORS = "accumulators"
+_NORM = "norm_of_"
 # The other half of what 32 bits hold is for the products.
 _LARGEST_BIAS = 2**30
 
@@ -74,30 +79,70 @@ def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -
 
 
 @torch.no_grad()
-def simulate_accumulators(module: fx.GraphModule) -> None:
-    """Gives a finished graph the biases that accumulators hold, and rounds its layers' outputs as they do, in place."""
-    for layer in biased_layers(module):
+def simulate_integers(module: fx.GraphModule) -> None:
+    """Makes a finished graph round as an integer runtime does, in place.
+
+    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, and a BatchNorm that no
+    layer has absorbed is a product and a sum, which every runtime rounds alike.
+    """
+    _simulate_accumulators(module)
+    _write_norms_out(module)
+    module.recompile()
+
+
+def _write_norms_out(module: fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if not has_running_statistics(node):
+            continue
+        owner = nn.Module()
+        shape = (-1, *[1] * (node.meta["val"].ndim - 2))
+        for name, values in zip(("multiplier", "offset"), norm_affine(module, node), strict=True):
+            owner.register_buffer(name, values.float().view(shape))
+        module.add_module(f"{_NORM}{node.name}", owner)
+        with module.graph.inserting_before(node):
+            factor, offset = (module.graph.get_attr(f"{_NORM}{node.name}.{name}") for name in ("multiplier", "offset"))
+            product = module.graph.call_function(aten.mul.Tensor, (node.args[0], factor))
+            total = module.graph.call_function(aten.add.Tensor, (product, offset))
+        for written in (product, total):
+            written.meta = dict(node.meta)
+        node.replace_all_uses_with(total)
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+
+
+def _simulate_accumulators(module: fx.GraphModule) -> None:
+    for layer in list(biased_layers(module)):
         bias = attribute(module, str(layer.bias.target))
         codes, unit = accumulator_bias(bias, layer.weight, layer.input_scale)
         bias.copy_(codes.double() * unit.double())
-        name = _only_quantizer(module, layer.node)
-        if name is not None:
+        call = _only_quantizer(layer.node)
+        if call is not None:
             places = 0 if layer.node.target == LINEAR else layer.node.meta["val"].ndim - 2
-            quantizer = attribute(module, name)
-            of_accumulator = RequantizedAccumulator(
-                quantizer.scale, quantizer.zero_point, quantizer.bits, unit.view(-1, *[1] * places)
-            )
-            owner, _, last = name.rpartition(".")
-            module.get_submodule(owner).add_module(last, of_accumulator)
+            accumulator = Accumulator(unit.view(-1, *[1] * places), attribute(module, str(call.target)).scale)
+            name = layer.weight_name.removeprefix(WEIGHT_QUANTIZERS + ".")
+            if not hasattr(module, ACCUMULATORS):
+                module.add_module(ACCUMULATORS, nn.Module())
+            attribute(module, ACCUMULATORS).add_module(name, accumulator)
+            with module.graph.inserting_before(call):
+                rounded = module.graph.call_module(f"{ACCUMULATORS}.{name}", (call.args[0],))
+            call.update_arg(0, rounded)
 
 
-def _only_quantizer(module: fx.GraphModule, node: fx.Node) -> str | None:
-    """The quantizer that alone reads a layer's output, through clipping activations, and reads nothing else."""
+def drop_accumulators(module: fx.GraphModule) -> None:
+    """Takes the accumulators out of a graph, for one whose grids will change or that a runtime gives its own."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and isinstance(attribute(module, str(node.target)), Accumulator):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _only_quantizer(node: fx.Node) -> fx.Node | None:
+    """The call of the quantizer that alone reads a layer's output, through clipping activations."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "call_module" and str(node.target).startswith(f"{ACTIVATION_QUANTIZERS}."):
-            calls = sum(other.target == node.target for other in module.graph.nodes)
-            return str(node.target) if calls == 1 else None
+            return node
         if clipping_bounds(node) is None:
             return None
     return None

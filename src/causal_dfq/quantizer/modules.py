@@ -81,29 +81,30 @@ class FrozenActivationQuantizer(nn.Module):
         return fake_quantize(values, self.scale, self.zero_point, lowest, highest)
 
 
-class RequantizedAccumulator(FrozenActivationQuantizer):
-    """Rounds what a layer's accumulator holds, in the arithmetic of an integer runtime.
+class Accumulator(nn.Module):
+    """Rounds a layer's output to steps of the grid behind it, in the arithmetic of an integer runtime.
 
     Args:
-        unit: what one in the accumulator stands for: (C,), with axes of length 1 behind it for the layer's places.
+        unit: what one in the layer's accumulator stands for: (C,), with axes of length 1 behind it for its places.
+        scale: the step of the grid, a scalar.
     """
 
     unit: Tensor
+    scale: Tensor
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, bits: int, unit: Tensor) -> None:
-        super().__init__(scale, zero_point, bits)
+    def __init__(self, unit: Tensor, scale: Tensor) -> None:
+        super().__init__()
         self.register_buffer("unit", unit.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
 
     def forward(self, values: Tensor) -> Tensor:
-        """A layer's output (N, C, ...) -> the same, on the grid.
+        """A layer's output (N, C, ...) -> multiples of the scale.
 
         Sums of real products err by less than the accumulator's unit: rounding to it gives the integers back, and the
         one factor from them to codes is what a runtime multiplies by. A tie is broken as it is there.
         """
         accumulated = torch.round(values / self.unit)
-        lowest, highest = integer_range(self.bits, is_signed=False)
-        codes = torch.clamp(torch.round(accumulated * (self.unit / self.scale)) + self.zero_point, lowest, highest)
-        return dequantize(codes, self.scale, self.zero_point)
+        return torch.round(accumulated * (self.unit / self.scale)) * self.scale
 
 
 class WeightQuantizer(nn.Module):
