@@ -42,13 +42,14 @@ class LayerParity:
 class Parity:
     """A file beside the simulated network on synthetic images.
 
-    `agreement`: share of the images with the same class. `cosine`: smallest over images, of the logits. `layers`: each
-    on the file's own inputs, in the order of the network.
+    `agreement`: share of the images with the same class. `cosine`: between the logits of all images; `worst_cosine`:
+    the smallest of a single image. `layers`: each on the file's own inputs, in the order of the network.
     """
 
     images: int
     agreement: float
     cosine: float
+    worst_cosine: float
     layers: tuple[LayerParity, ...]
 
 
@@ -82,7 +83,8 @@ def verify(model: onnx.ModelProto, graph: fx.GraphModule, simulated: fx.GraphMod
     return Parity(
         images=len(images),
         agreement=float((expected.argmax(1) == found.argmax(1)).float().mean()),
-        cosine=float(torch.cosine_similarity(expected.double(), found.double()).min()),
+        cosine=float(torch.cosine_similarity(expected.double().flatten(), found.double().flatten(), 0)),
+        worst_cosine=float(torch.cosine_similarity(expected.double(), found.double()).min()),
         layers=layers,
     )
 
