@@ -150,7 +150,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         lines += [
             f"## {source}: {len(passed)} of {len(own)} pass",
             "",
-            "| network | input | parameters | BatchNorm | in integers | cosine | of an image | same class | file | result |",
+            "| network | side | weights | BatchNorm | in integers | cosine | of an image | class | file, MB | result |",
             "|---|---:|---:|---|---:|---:|---:|---:|---:|---|",
         ]
         for run in own:
@@ -160,14 +160,15 @@ def write_page(results: dict[str, Any], path: Path) -> None:
                 continue
             lines.append(
                 f"{name}| {'yes' if run['has_batch_norm'] else 'no'} | {run['fused']} of {run['operators']} "
-                f"| {run['cosine']:.5f} | {run['worst_cosine']:.4f} | {100 * run['agreement']:.0f} % | {run['megabytes']:.1f} MB "
+                f"| {run['cosine']:.5f} | {run['worst_cosine']:.4f} | {100 * run['agreement']:.0f} % "
+                f"| {run['megabytes']:.1f} "
                 f"| {_cell(run['error']) if run['error'] else 'passes'} |"
             )
         lines.append("")
     lines += [
         "In integers: convolutions and matrix products that ONNX Runtime computes so, of all. Cosine: of the logits of",
-        "all scenes, file and simulation; of an image: the smallest. Same class: of scenes. Cosines below 1 are of",
-        "operations that the runtime computes in float: random weights enlarge a single code's difference.",
+        "all scenes, file and simulation; of an image: the smallest. Class: how often it is the same. Cosines below 1",
+        "are of operations that the runtime computes in float: random weights enlarge a single code's difference.",
         "",
         "## Origin",
         "",
