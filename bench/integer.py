@@ -96,11 +96,15 @@ class ParityRow:
     agreement: float
 
 
-@torch.no_grad()
 def measure_parity(name: str, bits: str, shared: Path) -> ParityRow:
     """Quantizes a trained network and compares its file with the simulation."""
     subject = load_subject(name, shared)
     quantized = quantize_changed(subject, Case(bits, "deploy", "fast", 0))
+    with torch.no_grad():
+        return _parity(name, bits, subject, quantized, shared)
+
+
+def _parity(name: str, bits: str, subject: Subject, quantized: QuantizedNetwork, shared: Path) -> ParityRow:
     graph = export_graph(quantized, ExportOptions())
     model = onnx_model(graph, quantized, ExportOptions())
     file = OnnxFile(model.SerializeToString())

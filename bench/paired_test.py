@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of the differences of pairs, their standard deviation, their number, and the test's p."""
+    """Mean of the differences of pairs, their standard deviation, their number, the test's p, and themselves."""
 
     mean: float
     spread: float
     pairs: int
     p: float
+    differences: tuple[float, ...]
 
 
 def paired_difference(firsts: Sequence[float], seconds: Sequence[float]) -> PairedDifference:
@@ -34,4 +35,5 @@ def paired_difference(firsts: Sequence[float], seconds: Sequence[float]) -> Pair
         statistics.stdev(differences),
         len(differences),
         as_far / 2 ** len(differences),
+        tuple(differences),
     )

@@ -24,6 +24,7 @@ PAGE = ROOT / "docs" / "results.md"
 AGAINST_TIME, AGAINST_BITS = ROOT / "docs" / "accuracy_time.png", ROOT / "docs" / "accuracy_bits.png"
 
 _FEWEST_PAIRS = 5
+_SIGNIFICANT = 0.05
 
 _INTRODUCTION = """# Results
 
@@ -95,12 +96,29 @@ def causal_section(runs: list[dict[str, Any]]) -> str:
         "| network | bits | effort | drop without | drop with | difference | seeds | p |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
+    compared: list[float] = []
     for row, effort, without, found in _comparisons(runs, WITHOUT_DISCREPANCY, _FEWEST_PAIRS):
         lines.append(
             f"| `{row.network}` | {row.bits} {row.protocol} | {effort} | {without:.2f} | {without - found.mean:.2f} "
             f"| {found.mean:.2f} ± {found.spread:.2f} | {found.pairs} | {found.p:.3f} |"
         )
-    return "\n".join(lines)
+        compared += found.differences
+    return "\n".join([*lines, *(["", _verdict(compared)] if len(compared) > 1 else [])])
+
+
+def _verdict(differences: list[float]) -> str:
+    """What all pairs together say."""
+    found = paired_difference(differences, [0.0] * len(differences))
+    if found.p >= _SIGNIFICANT:
+        said = "the causal losses neither help nor harm by an amount that these seeds can tell from chance"
+    else:
+        said = "the causal losses help" if found.mean > 0 else "the causal losses harm"
+    return (
+        f"All {found.pairs} pairs together: {found.mean:+.2f} ± {found.spread:.2f} points, p = {found.p:.2f}: {said}. "
+        "Distillation sees the same contents under the same styles and holds Q to P under each of them; what "
+        "the discrepancy asks beyond that, the same answer under another style, P itself does not give. A form that is "
+        "zero where Q answers as P does, which holds Q's difference between two styles to P's, did not help either."
+    )
 
 
 def ablation_section(runs: list[dict[str, Any]]) -> str:
