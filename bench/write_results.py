@@ -109,12 +109,13 @@ def causal_section(runs: list[dict[str, Any]]) -> str:
 def _verdict(differences: list[float]) -> str:
     """What all pairs together say."""
     found = paired_difference(differences, [0.0] * len(differences))
-    if found.p >= _SIGNIFICANT:
-        said = "the causal losses neither help nor harm by an amount that these seeds can tell from chance"
-    else:
-        said = "the causal losses help" if found.mean > 0 else "the causal losses harm"
+    together = f"All {found.pairs} pairs together: {found.mean:+.2f} ± {found.spread:.2f} points, p = {found.p:.2f}"
+    if found.p < _SIGNIFICANT and found.mean > 0:
+        return f"{together}: the causal losses help."
+    harm = "the causal losses harm"
+    neither = "the causal losses neither help nor harm by an amount that these seeds can tell from chance"
     return (
-        f"All {found.pairs} pairs together: {found.mean:+.2f} ± {found.spread:.2f} points, p = {found.p:.2f}: {said}. "
+        f"{together}: {harm if found.p < _SIGNIFICANT else neither}. "
         "Distillation sees the same contents under the same styles and holds Q to P under each of them; what "
         "the discrepancy asks beyond that, the same answer under another style, P itself does not give. A form that is "
         "zero where Q answers as P does, which holds Q's difference between two styles to P's, did not help either."

@@ -133,6 +133,21 @@ def test_a_restored_pool_ends_with_the_same_bits(done: int, monkeypatch: pytest.
     assert_restored_run_ends_with_the_same_bits(done, monkeypatch, "genie")
 
 
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_a_restored_run_without_generator_ends_with_the_same_bits(done: int) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE)
+    whole, broken, resumed = (start_run(prepare(network, options), options, torch.device("cpu")) for _ in range(3))
+    list(train(whole))
+    for report in train(broken):
+        if report.step == done:
+            break
+    restore_state(resumed, {name: tensor.clone() for name, tensor in run_state(broken).items()})
+    list(train(resumed, done))
+    expected, found = run_state(whole), run_state(resumed)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 def assert_restored_run_ends_with_the_same_bits(
     done: int, monkeypatch: pytest.MonkeyPatch, method: str = "causal"
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_paired_test_counts_the_swaps_that_go_as_far() -> None:
 def test_the_causal_section_pairs_runs_by_seed_and_wants_five() -> None:
     pairs = [run(seed, 1.0 + seed, effort="fast") for seed in range(5)]
     pairs += [run(seed, 1.5 + 1.2 * seed, WITHOUT_DISCREPANCY, "fast") for seed in range(5)]
-    found = causal_section([*pairs, run(9, 50.0, effort="fast")]).splitlines()[-1]
+    found = causal_section([*pairs, run(9, 50.0, effort="fast")]).splitlines()[-3]
     assert "| fast | 3.90 | 3.00 | 0.90 ± 0.32 | 5 | 0.062 |" in found
     assert causal_section(pairs[:9]).splitlines()[-1].startswith("|---")
 
@@ -124,3 +124,15 @@ def test_the_ablation_section_names_what_was_changed_and_leaves_the_causal_losse
     assert "| fast | 2.00 | 1.50 | -0.50 ± 0.00 | 3 |" in swing
     assert "| without imprints |" in imprints
     assert "| fast | 2.00 | 2.70 | +0.70 ± 0.20 | 3 |" in imprints
+
+
+def test_all_pairs_together_are_said_to_help_harm_or_neither() -> None:
+    def section(saved: list[float]) -> str:
+        runs = [run(seed, 3.0 - points) for seed, points in enumerate(saved)]
+        runs += [run(seed, 3.0, WITHOUT_DISCREPANCY) for seed in range(len(saved))]
+        return causal_section(runs).splitlines()[-1]
+
+    assert section([0.1, -0.1, 0.2, -0.2, 0.0, 0.1]).startswith("All 6 pairs together: +0.02 ± 0.15 points, p = ")
+    assert "neither help nor harm" in section([0.1, -0.1, 0.2, -0.2, 0.0, 0.1])
+    assert "the causal losses help" in section([0.5, 0.4, 0.6, 0.5, 0.7, 0.4])
+    assert "the causal losses harm" in section([-0.5, -0.4, -0.6, -0.5, -0.7, -0.4])
