@@ -27,7 +27,7 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     by two layers becomes two.
 
     Raises:
-        CaptureError: the forward computes the weight or bias of a layer.
+        CaptureError: the weight or bias of a layer depends on the image.
     """
     folded = fx.GraphModule(module, copy.deepcopy(module.graph))
     _make_room(folded)
@@ -72,8 +72,8 @@ def _weight_and_bias(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Ten
 def _parameter(module: fx.GraphModule, node: fx.Node, source: object) -> Tensor:
     if not isinstance(source, fx.Node) or not _is_own(source):
         raise CaptureError(
-            f"the layer {module_path(node)!r} computes its weight or bias in the forward, as weight_norm does: fold "
-            "it into a plain weight first, with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+            f"the layer {module_path(node)!r} computes its weight or bias from the image: there is no weight to round; "
+            "replace the layer in the network by one with a weight of its own"
         )
     parameter: Tensor = attribute(module, str(source.target))
     return parameter.detach().clone()
