@@ -120,6 +120,10 @@ def _with_statistics(subject: Subject) -> nn.Module:
     """The network with random weights; its BatchNorms have seen scenes, as training would have shown them images."""
     torch.manual_seed(0)
     network = subject.build().eval()
+    for parameter in network.parameters():
+        # Some heads begin at zero, and all their logits are the same.
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
     random = torch.Generator().manual_seed(0)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:

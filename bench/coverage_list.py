@@ -15,6 +15,7 @@ from torchvision.models import get_model, list_models
 _SMALL_SIDE = 64
 # Where the architecture asks for another side, or can be told that images are small.
 _TORCHVISION_SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
+_TIMM_SIDES = {"halonet26t": 256, "inception_resnet_v2": 96, "inception_v3": 96, "inception_v4": 96}
 _TOLD_THEIR_SIDE = ("vit_",)
 # Minutes each: they come last.
 _LARGE = ("vgg", "vit_", "_large", "_base", "convnext_small", "_v2_l", "_32gf", "_16gf", "128gf", "64x4d", "101_2")
@@ -56,7 +57,7 @@ def _torchvision(name: str) -> Subject:
 
 def _timm(name: str) -> Subject:
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    side = config.input_size[1] if config.fixed_input_size else _SMALL_SIDE
+    side = config.input_size[1] if config.fixed_input_size else _TIMM_SIDES.get(name, _SMALL_SIDE)
     return Subject(f"timm:{name}", side, partial(timm.create_model, name, pretrained=False))
 
 

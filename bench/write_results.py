@@ -117,8 +117,7 @@ def _verdict(differences: list[float]) -> str:
     return (
         f"{together}: {harm if found.p < _SIGNIFICANT else neither}. "
         "Distillation sees the same contents under the same styles and holds Q to P under each of them; what "
-        "the discrepancy asks beyond that, the same answer under another style, P itself does not give. A form that is "
-        "zero where Q answers as P does, which holds Q's difference between two styles to P's, did not help either."
+        "the discrepancy asks beyond that, the same answer under another style, P itself does not give."
     )
 
 

@@ -271,9 +271,7 @@ def inspect(
 
     reports = inspect_layers(load(folder))
     output.print(layer_table(reports))
-    output.print(
-        "sensitivity: KL that rounding this layer alone brings to the float network's answers, under do(style)"
-    )
+    output.print("KL: of the float network's answers to those with this layer's weights alone rounded")
     if json_file is not None:
         write_text(json_file, json.dumps([asdict(report) for report in reports], indent=2) + "\n")
 

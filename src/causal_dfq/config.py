@@ -85,7 +85,13 @@ class SizeBudget(BaseModel):
         try:
             share = float(text)
         except ValueError:
-            return cls(bytes=parse_bytes(text))
+            count = _bytes_or_none(text)
+            if not count:
+                raise ConfigError(
+                    f"size budget {text!r} is not understood: write a share of the size at 8 bits, like 0.6, or bytes, "
+                    "like 600KB"
+                ) from None
+            return cls(bytes=count)
         if not 0 < share <= 1:
             raise ConfigError(
                 f"size budget {text}: a number alone is a share of the size at 8 bits, above 0 and at most 1; "
@@ -93,9 +99,25 @@ class SizeBudget(BaseModel):
             )
         return cls(share=share)
 
+    @model_validator(mode="after")
+    def _one_is_set(self) -> SizeBudget:
+        if (self.bytes is None) == (self.share is None):
+            raise ValueError("a size budget is either bytes or a share")
+        return self
+
     def in_bytes(self, weights: int) -> int:
         """The budget of a network with so many weights."""
-        return self.bytes if self.bytes is not None else int((self.share or 1.0) * weights)
+        if self.share is not None:
+            return int(self.share * weights)
+        assert self.bytes is not None
+        return self.bytes
+
+
+def _bytes_or_none(text: str) -> int | None:
+    try:
+        return parse_bytes(text)
+    except ConfigError:
+        return None
 
 
 class Options(BaseModel):

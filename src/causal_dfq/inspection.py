@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -24,8 +23,8 @@ Range = tuple[float, float]
 class LayerReport:
     """A layer whose weight is rounded.
 
-    `sensitivity`: mean KL of the float network's answers to those with this weight alone rounded to its bits, under
-    interventions on style; None where it was not measured. `weight_range`: the lowest and the highest weight.
+    `sensitivity`: mean KL of the float network's answers to those with this weight alone rounded to its bits, on the
+    images that Q learned on; None where it was not measured. `weight_range`: the lowest and the highest weight.
     `input_range`: what the grid of its input can express, and `input_bits`; None where the input is in float.
     """
 
@@ -66,7 +65,7 @@ def inspect_layers(quantized: QuantizedNetwork) -> list[LayerReport]:
                 None if quantizer is None else _grid_range(quantizer),
             )
         )
-    return sorted(reports, key=lambda report: -math.inf if report.sensitivity is None else report.sensitivity)[::-1]
+    return sorted(reports, key=lambda report: -1.0 if report.sensitivity is None else report.sensitivity, reverse=True)
 
 
 def _grid_range(quantizer: FrozenActivationQuantizer) -> Range:

@@ -160,7 +160,7 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
         )
     if options.memory_limit is not None and chosen_synthesis(captured, options) != "generator":
         of_what = f"the method {options.method}" if options.method != "causal" else "a network without BatchNorm"
-        raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed")
+        raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed; leave it out")
     folded = fold_batch_norm(captured)
     if options.size_budget is not None:
         weights = weight_counts(folded)

@@ -63,6 +63,8 @@ class StepProgress:
 
 
 def _describe(phase: str, metrics: dict[str, float]) -> str:
+    if phase == IMPRINT and "statistics_loss" not in metrics:
+        return f"class {metrics['class_loss']:.3f}"
     if phase in (WARMUP, IMPRINT) and "statistics_loss" in metrics:
         return f"class {metrics['class_loss']:.3f}  BNS {metrics['statistics_loss']:.3f}"
     if phase in (ROUNDING, RECONSTRUCTION) and "unit_error_after" in metrics:
@@ -72,4 +74,6 @@ def _describe(phase: str, metrics: dict[str, float]) -> str:
             f"loss {metrics['student_loss']:.3f}  discrepancy {metrics['discrepancy']:.3f}  "
             f"sensitivity P {metrics['sensitivity_pretrained']:.3f} Q {metrics['sensitivity_quantized']:.3f}"
         )
+    if phase in (EQUILIBRIUM, FINISH) and "student_loss" in metrics:
+        return f"loss {metrics['student_loss']:.3f}  agreement {metrics['agreement']:.3f}"
     return ""

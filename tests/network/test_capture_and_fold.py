@@ -166,6 +166,7 @@ def test_write_into_a_slice_is_seen_by_who_reads_the_whole() -> None:
     torch.testing.assert_close(module(images()), network(images()), rtol=1e-4, atol=1e-5)
     names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     assert "aten.conv2d.default" in names
+    assert len(batch_norm_nodes(module.graph)) == len(batch_norm_nodes(capture(trained(Residual()), SHAPE).graph))
     assert not any("_.Tensor" in name or name.endswith("_.default") for name in names)
 
 

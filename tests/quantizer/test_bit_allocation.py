@@ -52,12 +52,28 @@ def test_the_smallest_choice_is_found_where_nothing_else_fits() -> None:
         allocate_bits(layers, smallest - 1)
 
 
+def test_a_budget_that_8_bits_meet_gives_8_bits_to_the_last_byte() -> None:
+    for layers in (random_layers(3, 21), random_layers(4, 300)):
+        assert set(allocate_bits(layers, sum(layer.weights for layer in layers)).values()) == {8}
+
+
+def test_bits_that_gain_nothing_are_kept_where_there_is_room() -> None:
+    layers = [LayerChoice(f"layer{number}", 100, dict.fromkeys(CANDIDATE_BITS, 0.0)) for number in range(5)]
+    assert set(allocate_bits(layers, 500).values()) == {8}
+    assert size_of(layers, allocate_bits(layers, 300)) == 300
+
+
+def test_costs_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layer0.*choose bits yourself"):
+        allocate_bits([LayerChoice("layer0", 100, {2: float("nan"), 4: 0.0, 8: 0.0})], 100)
+
+
 @pytest.mark.parametrize(("text", "expected"), [("0.6", 600), ("1", 1000), ("2KB", 2048), ("500B", 500)])
 def test_a_budget_is_a_share_or_bytes(text: str, expected: int) -> None:
     assert SizeBudget.parse(text).in_bytes(1000) == expected
 
 
-@pytest.mark.parametrize("text", ["0", "1.5", "-0.5", "nan", "half"])
+@pytest.mark.parametrize("text", ["0", "1.5", "-0.5", "nan", "half", "0KB"])
 def test_another_budget_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="600KB"):
         SizeBudget.parse(text)

@@ -49,7 +49,9 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
     module = _cleaned(program.module())
     if not _is_same(_give_metadata(module, example.clone()), logits):
         # A view was written into: torch's own functionalization takes longer and sees through it.
-        module = _cleaned(program.run_decompositions({}).module())
+        functional = program.run_decompositions({}).module()
+        _compose_batch_norm(functional)
+        module = _cleaned(functional)
         _check_same(_give_metadata(module, example.clone()), logits)
     module.recompile()
     clean = fx.GraphModule(module, module.graph)
@@ -112,6 +114,22 @@ def _logits(network: nn.Module, example: Tensor) -> Tensor:
             f"it gives {found}; wrap it in a module that returns the logits alone"
         )
     return logits.clone()
+
+
+def _compose_batch_norm(module: torch.nn.Module) -> None:
+    """BatchNorm as the network called it: torch's functionalization takes it apart."""
+    assert isinstance(module, fx.GraphModule)
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target != aten._native_batch_norm_legit_no_training.default:
+            continue
+        with module.graph.inserting_before(node):
+            whole = module.graph.call_function(aten.batch_norm.default, (*node.args[:5], False, *node.args[5:], False))
+        for result in list(node.users):
+            # Its first result; the others are statistics that evaluation does not change.
+            whole.meta = dict(result.meta)
+            result.replace_all_uses_with(whole)
+            module.graph.erase_node(result)
+        module.graph.erase_node(node)
 
 
 def _cleaned(module: torch.nn.Module) -> fx.GraphModule:

@@ -83,9 +83,12 @@ def _following_norm(node: fx.Node) -> fx.Node | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    scale_and_shift = user.args[1:3] if has_running_statistics(user) else (node,)
-    is_foldable = all(source is None or _is_own(source) for source in scale_and_shift)
-    return user if is_foldable else None
+    return user if has_running_statistics(user) and has_own_scale(user) else None
+
+
+def has_own_scale(norm: fx.Node) -> bool:
+    """Whether a BatchNorm's scale and shift are parameters, where it has any."""
+    return all(source is None or _is_own(source) for source in norm.args[1:3])
 
 
 def _is_own(source: object) -> bool:

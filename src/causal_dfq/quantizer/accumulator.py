@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from causal_dfq.network.fold import norm_affine
+from causal_dfq.network.fold import has_own_scale, norm_affine
 from causal_dfq.network.operations import (
     CONCATENATION,
     LINEAR,
@@ -92,7 +92,7 @@ def simulate_integers(module: fx.GraphModule) -> None:
 
 def _write_norms_out(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
-        if not has_running_statistics(node):
+        if not has_running_statistics(node) or not has_own_scale(node):
             continue
         owner = nn.Module()
         shape = (-1, *[1] * (node.meta["val"].ndim - 2))

@@ -52,27 +52,56 @@ def allocate_bits(layers: Sequence[LayerChoice], budget: int) -> dict[str, int]:
     a sum of costs is minimized takes the layers' errors to be independent, as HAWQ-V3 (Yao et al., ICML 2021) does.
 
     Raises:
-        ConfigError: even the fewest bits everywhere take more.
+        ConfigError: even the fewest bits everywhere take more, or a cost is not finite.
     """
+    endless = [layer.name for layer in layers if not all(map(math.isfinite, layer.costs.values()))]
+    if endless:
+        raise ConfigError(
+            f"the cost of bits cannot be told for {endless[0]}: on synthetic images logits are not finite; choose "
+            "bits yourself, like w4a8"
+        )
     check_budget([layer.weights for layer in layers], budget)
     part = budget / _PARTS
     best: npt.NDArray[np.float64] = np.zeros(_PARTS + 1)
     chosen: list[npt.NDArray[np.int64]] = []
     for layer in layers:
         options: list[npt.NDArray[np.float64]] = []
-        for bits, cost in layer.costs.items():
+        # Of equal costs the first is taken: bits that cost nothing are kept.
+        for bits in _wide_first(layer):
+            cost = layer.costs[bits]
             taken = min(math.ceil(bytes_of(layer.weights, bits) / part), _PARTS + 1)
             options.append(np.concatenate([np.full(taken, np.inf), best[: _PARTS + 1 - taken] + cost]))
         table = np.stack(options)
         chosen.append(table.argmin(0))
         best = table.min(0)
-    if not np.isfinite(best[-1]):
-        # Rounded up to parts, the smallest choice alone may miss what it just meets in bytes.
-        return {layer.name: min(layer.costs) for layer in layers}
-    widths: dict[str, int] = {}
-    left = _PARTS
-    for layer, row in zip(reversed(layers), reversed(chosen), strict=True):
-        bits = list(layer.costs)[int(row[left])]
-        widths[layer.name] = bits
-        left -= math.ceil(bytes_of(layer.weights, bits) / part)
-    return {layer.name: widths[layer.name] for layer in layers}
+    widths = {layer.name: min(layer.costs) for layer in layers}
+    # Rounded up to parts, the smallest choice alone may miss what it just meets in bytes.
+    if np.isfinite(best[-1]):
+        left = _PARTS
+        for layer, row in zip(reversed(layers), reversed(chosen), strict=True):
+            widths[layer.name] = _wide_first(layer)[int(row[left])]
+            left -= math.ceil(bytes_of(layer.weights, widths[layer.name]) / part)
+    return _widened(layers, widths, budget)
+
+
+def _wide_first(layer: LayerChoice) -> list[int]:
+    return sorted(layer.costs, reverse=True)
+
+
+def _widened(layers: Sequence[LayerChoice], widths: dict[str, int], budget: int) -> dict[str, int]:
+    """Gives what parts have left over to the layers that gain most for each byte."""
+    widths = dict(widths)
+    free = budget - sum(bytes_of(layer.weights, widths[layer.name]) for layer in layers)
+    gains = []
+    for layer in layers:
+        now = widths[layer.name]
+        for bits in _wide_first(layer):
+            more = bytes_of(layer.weights, bits) - bytes_of(layer.weights, now)
+            if bits > now:
+                gains.append(((layer.costs[now] - layer.costs[bits]) / max(more, 1), layer, bits))
+    for _, layer, bits in sorted(gains, key=lambda gain: gain[0], reverse=True):
+        more = bytes_of(layer.weights, bits) - bytes_of(layer.weights, widths[layer.name])
+        if bits > widths[layer.name] and more <= free and layer.costs[bits] <= layer.costs[widths[layer.name]]:
+            widths[layer.name] = bits
+            free -= more
+    return widths

@@ -30,8 +30,8 @@ def weight_scale(weight: Tensor, bits: int, importance: Tensor | None = None) ->
     """
     rows = weight.detach().flatten(1)
     weighting = torch.ones_like(rows) if importance is None else importance.flatten(1)
-    # As many channels at a time as a core's cache holds: each candidate is a pass over them.
-    channels = max(1, _CACHED_VALUES // rows.shape[1])
+    # As many channels at a time as a core's cache holds: each candidate is a pass over them. A GPU takes all at once.
+    channels = max(1, _CACHED_VALUES // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
     parts = zip(rows.split(channels), weighting.split(channels), strict=True)
     return torch.cat([_scale_of_least_error(*part, bits) for part in parts])
 

@@ -33,7 +33,8 @@ def layer_sensitivities(
 ) -> dict[str, dict[int, float]]:
     """For each layer and width, mean KL(p_P || p_P with this layer's weight alone rounded) over images (N, C, H, W).
 
-    The images are those under interventions on style that Q learns on. Weights are rounded to the nearest code of a
+    The images are those that Q learns on: contents under interventions on style where there is a generator for them,
+    imprinted scenes, scenes. Weights are rounded to the nearest code of a
     symmetric grid for each output channel. Without `bits` each layer is measured at its own width.
     """
     found: dict[str, dict[int, float]] = {}

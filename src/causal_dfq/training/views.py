@@ -249,7 +249,7 @@ def _for_training(view: fx.GraphModule) -> fx.GraphModule:
                 same = view.graph.call_function(with_gradient_in_channels_last, (node,))
             for user in readers:
                 user.replace_input_with(node, same)
-        if len(node.args) > 6:
+        if node.target == aten.conv2d.default and len(node.args) > 6:
             groups, weight = node.args[6], node.args[1]
             value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
             if groups > 1 and (value is None or value.shape[1] == 1):
