@@ -300,6 +300,7 @@ def versions() -> dict[str, str]:
 def _record(
     prepared: PreparedNetwork, run: Equilibrium, options: Options, metrics: Metrics, seconds: float
 ) -> RunRecord:
+    started = time.monotonic()
     sensitivities = layer_sensitivities(run.views, run.sensitivity_images())
     return RunRecord(
         options=options,
@@ -310,7 +311,7 @@ def _record(
         budget=asdict(run.budget),
         recipe=asdict(run.recipe),
         steps=run.total_steps,
-        seconds=seconds,
+        seconds=seconds + time.monotonic() - started,
         causal_model=str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else "",
         last_metrics=metrics,
         sensitivities={name: next(iter(costs.values())) for name, costs in sensitivities.items()},
