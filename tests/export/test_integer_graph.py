@@ -1,11 +1,15 @@
 """The integer graph computes what the simulation does, its biases stored in units of the accumulator."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from causal_dfq.export.integer_graph import Requantize, Stored, integer_graph
+from causal_dfq.export.onnx_file import export_onnx
 from causal_dfq.export.variants import with_reduced_weights, with_symmetric_activations
+from causal_dfq.quantizer.accumulator import drop_accumulators
 from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeight
 from tests.export.conftest import finished_network
 from tests.networks import ALL, Concatenating, Residual
@@ -64,15 +68,40 @@ def test_a_channel_too_small_for_its_bias_is_rounded_again_with_a_scale_that_lea
     torch.testing.assert_close(weight()[2], torch.zeros(3, 3, 3), rtol=0, atol=1e-8)
 
 
-def test_an_activation_whose_grid_clips_alike_is_left_out_and_another_one_stays() -> None:
+def test_an_activation_becomes_the_ends_of_its_requantization() -> None:
     simulated = finished_network(Residual()).graph_module
     quantizer = simulated.get_submodule("activation_quantizers.relu")
     assert isinstance(quantizer, FrozenActivationQuantizer)
     assert "relu" not in [node.name for node in integer_graph(simulated, "uint8").graph.nodes]
     quantizer.zero_point.fill_(7)
-    names = [node.name for node in integer_graph(simulated, "uint8").graph.nodes]
+    graph = integer_graph(simulated, "uint8")
+    assert "relu" not in [node.name for node in graph.graph.nodes]
+    assert graph.get_submodule("activation_quantizers.relu").ends == (7, 255)
+    assert graph.get_submodule("activation_quantizers.relu_1").ends == (0, 255)
+    drop_accumulators(simulated)
+    torch.testing.assert_close(graph(IMAGES), simulated(IMAGES), rtol=0, atol=0.02 * float(graph(IMAGES).std()))
+    # Signed codes have no ends of their own in the file: there the activation stays.
+    names = [node.name for node in integer_graph(simulated, "int8").graph.nodes]
     assert "relu" in names
     assert "relu_1" not in names
+
+
+@torch.no_grad()
+def test_a_clip_above_the_grid_of_six_is_a_clip_of_codes(out: Path) -> None:
+    class Capped(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(
+                nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(128, 4)
+            )
+
+    quantized = finished_network(Capped())
+    for name in ("hardtanh", "hardtanh_1"):
+        # The grid reaches to 8.
+        quantized.graph_module.get_submodule(f"activation_quantizers.{name}").scale.fill_(8 / 255)
+    drop_accumulators(quantized.graph_module)
+    exported = export_onnx(quantized, out)
+    assert exported.fusion.fused == exported.fusion.total == 3
+    assert exported.parity.cosine > 0.9999
 
 
 def test_what_an_operation_reads_behind_moves_is_requantized_to_the_same_grid() -> None:

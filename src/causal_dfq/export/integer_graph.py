@@ -26,17 +26,21 @@ _SPLITTING = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 class Requantize(nn.Module):
     """An activation quantizer in an integer type of 8 bits; narrower codes keep to their own ends.
 
-    Codes of int8 are those of uint8 less 2^(bits - 1).
+    Codes of int8 are those of uint8 less 2^(bits - 1). `ends`: the lowest and the highest code, where they are not
+    those of the bits.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, quantizer: FrozenActivationQuantizer, kind: ActivationType) -> None:
+    def __init__(
+        self, quantizer: FrozenActivationQuantizer, kind: ActivationType, ends: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.ends = integer_range(quantizer.bits, is_signed=kind == "int8")
+        whole = integer_range(quantizer.bits, is_signed=kind == "int8")
+        self.ends = ends or whole
         self.register_buffer("scale", quantizer.scale.detach().reshape(()).clone())
-        zero_point = quantizer.zero_point.detach().reshape(()) + self.ends[0]
+        zero_point = quantizer.zero_point.detach().reshape(()) + whole[0]
         self.register_buffer("zero_point", zero_point.to(torch.int8 if kind == "int8" else torch.uint8))
 
     def forward(self, values: Tensor) -> Tensor:
@@ -68,41 +72,58 @@ class Stored(nn.Module):
 def integer_graph(simulated: fx.GraphModule, kind: ActivationType) -> fx.GraphModule:
     """The graph of a finished network with integer constants, as `torch.onnx.export` is given it.
 
-    A clipping activation whose grid ends where it clips is left out; a tensor that an operation reads comes straight
-    from a requantization, moves and concatenations behind it notwithstanding. With uint8 activations a bias has the
-    scale of its layer's accumulator; runtimes that want int8 ones take biases in float.
+    A clipping activation becomes a part of the requantization behind it; a tensor that an operation reads comes
+    straight from a requantization, moves and concatenations behind it notwithstanding. With uint8 activations a bias
+    has the scale of its layer's accumulator; runtimes that want int8 ones take biases in float.
     """
     module = copy.deepcopy(simulated).cpu()
     drop_accumulators(module)
-    _drop_absorbed_activations(module)
+    ends = _absorb_activations(module, kind)
     if kind == "uint8":
         _store_biases(module)
     _round_after_moves(module.graph, value_grids(module.graph))
     for name, quantizer in list(module.named_modules()):
         if isinstance(quantizer, FrozenActivationQuantizer):
-            _set(module, name, Requantize(quantizer, kind))
+            _set(module, name, Requantize(quantizer, kind, ends.get(name)))
         elif isinstance(quantizer, IntegerWeight):
             _set(module, name, Stored(quantizer.codes, quantizer.scale, quantizer.zero_point, quantizer.bits))
     module.recompile()
     return module
 
 
-def _drop_absorbed_activations(module: fx.GraphModule) -> None:
+def _absorb_activations(module: fx.GraphModule, kind: ActivationType) -> dict[str, tuple[int, int]]:
+    """Takes out the clipping activations that requantization makes up for.
+
+    Clipping and rounding may change places: codes are clipped to those of the bounds instead, which costs nothing where
+    these are the ends of the grid anyway. Returns the ends of the others, by quantizer.
+    """
+    ends: dict[str, tuple[int, int]] = {}
     for node in list(module.graph.nodes):
         bounds = clipping_bounds(node)
         quantizers = [_quantizer(module, user) for user in node.users]
-        if bounds is None or not quantizers:
+        if bounds is None or not quantizers or None in quantizers:
             continue
-        if all(quantizer is not None and _spans_no_more(quantizer, bounds) for quantizer in quantizers):
+        codes = {str(user.target): _codes_of(attribute(module, str(user.target)), bounds) for user in node.users}
+        narrowed = {name: found for name, found in codes.items() if found != _whole(attribute(module, name))}
+        is_free = all(_calls(module.graph, name) == 1 for name in narrowed)
+        if not narrowed or (kind == "uint8" and is_free):
+            ends |= narrowed
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+    return ends
 
 
-def _spans_no_more(quantizer: FrozenActivationQuantizer, bounds: tuple[float, float]) -> bool:
-    """Whether what lies beyond the bounds has the codes of the bounds anyway."""
-    ends = integer_range(quantizer.bits, is_signed=False)
-    codes = quantize(torch.tensor(bounds), quantizer.scale, quantizer.zero_point, *ends)
-    return bool(torch.equal(codes, torch.tensor(ends, dtype=codes.dtype)))
+def _codes_of(quantizer: FrozenActivationQuantizer, bounds: tuple[float, float]) -> tuple[int, int]:
+    codes = quantize(torch.tensor(bounds), quantizer.scale, quantizer.zero_point, *_whole(quantizer))
+    return int(codes[0]), int(codes[1])
+
+
+def _whole(quantizer: FrozenActivationQuantizer) -> tuple[int, int]:
+    return integer_range(quantizer.bits, is_signed=False)
+
+
+def _calls(graph: fx.Graph, name: str) -> int:
+    return sum(node.op == "call_module" and node.target == name for node in graph.nodes)
 
 
 def _store_biases(module: fx.GraphModule) -> None:
