@@ -51,7 +51,7 @@ def test_quantize_takes_no_images() -> None:
     names = set(inspect.signature(causal_dfq.quantize).parameters)
     assert names == {
         *("network", "bits", "input_shape", "protocol", "effort", "mean", "std", "device", "seed"),
-        *("method", "memory_limit", "on_step"),
+        *("method", "memory_limit", "size_budget", "on_step"),
     }
 
 
