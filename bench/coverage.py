@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,7 +78,7 @@ def cover(subject: Subject) -> Covered:
     started = time.monotonic()
     network = _with_statistics(subject)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    budget = FEW_STEPS if parameters <= _MOST_ROUNDED else Budget(**{**asdict(FEW_STEPS), "rounding_images": 0})
+    budget = FEW_STEPS if parameters <= _MOST_ROUNDED else replace(FEW_STEPS, rounding_images=0)
     BUDGETS["fast"] = LARGE_IMAGE_BUDGETS["fast"] = budget
     options = make_options(
         bits="w8a8", effort="fast", input_shape=(3, subject.side, subject.side), mean=(0.5,) * 3, std=(0.25,) * 3
@@ -94,7 +94,7 @@ def cover(subject: Subject) -> Covered:
         with tempfile.TemporaryDirectory() as folder:
             exported = export_onnx(quantized, Path(folder) / "network.onnx")
     except CausalDFQError as error:
-        return Covered(**{**asdict(covered), "error": str(error), "seconds": time.monotonic() - started})
+        return replace(covered, error=str(error), seconds=time.monotonic() - started)
     parity = exported.parity
     is_near = parity.cosine >= SMALLEST_COSINE
     return Covered(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,7 +42,7 @@ from bench.write_tables import replace_between
 from causal_dfq.data.labelled import Preprocessing, open_labelled
 from causal_dfq.evaluation import evaluate_pair
 from causal_dfq.export.fusion_report import fusion_in_onnxruntime
-from causal_dfq.export.latency import runtimes
+from causal_dfq.export.latency import runtimes, timed_in_turn
 from causal_dfq.export.onnx_file import ExportOptions, export_graph, float_model, onnx_model
 from causal_dfq.export.verify import compare_layers, onnxruntime_session, synthetic_images
 from causal_dfq.files import write_text
@@ -66,7 +65,6 @@ SIZES = {"w8a8": 0.27, "w4a8": 0.16, "w2a4": 0.10}
 SPEEDS = {"resnet18": 3.0, "mobilenet_v2": 1.6}
 SPEED_BITS = ("w8a8", "w4a8", "w4a4")
 _THREADS, _REPEATS, _CALIBRATION_IMAGES = 2, 60, 16
-_TURNS, _UNCOUNTED = 6, 4
 
 
 class OnnxFile(nn.Module):
@@ -155,38 +153,20 @@ def measure_speed(name: str) -> dict[str, Any]:
         for bits, network in quantized.items()
     }
     images = synthetic_images(first.record.options, _CALIBRATION_IMAGES)
-    work: dict[str, Callable[[], object]] = {}
+    runners: dict[str, Callable[[Tensor], Any]] = {}
     for runtime, make in runtimes().items():
         own = _of_onnxruntime if runtime.startswith("ONNX") else _of_nncf
         models = {label: model.SerializeToString() for label, model in files.items()}
-        runners = {label: make(model, _THREADS) for label, model in models.items()}
         theirs = own(before, images)
         if theirs is not None:
-            runners[theirs[0]] = make(theirs[1], _THREADS)
-        for label, runner in runners.items():
-            work[f"{runtime}: {label}"] = lambda runner=runner: runner(images[:1])  # type: ignore[misc]
+            models[theirs[0]] = theirs[1]
+        runners |= {f"{runtime}: {label}": make(model, _THREADS) for label, model in models.items()}
+    seconds = timed_in_turn(runners, images[:1], _REPEATS)
     fused = {bits: fusion_in_onnxruntime(files[bits]) for bits in SPEED_BITS}
     return {
-        "seconds": {label: asdict(Timing.of(times)) for label, times in _timed_in_turn(work).items()},
+        "seconds": {label: asdict(Timing.of(times)) for label, times in seconds.items()},
         "fused": {bits: [fusion.fused, fusion.total] for bits, fusion in fused.items()},
     }
-
-
-def _timed_in_turn(work: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each call: some at a stretch, turn by turn; the first of a stretch are not counted.
-
-    Threads of a runtime that has just run spin on for a while and take the cores from the next one.
-    """
-    seconds: dict[str, list[float]] = {label: [] for label in work}
-    for _ in range(_TURNS):
-        for label, call in work.items():
-            time.sleep(0.05)
-            for number in range(_UNCOUNTED + _REPEATS // _TURNS):
-                started = time.perf_counter()
-                call()
-                if number >= _UNCOUNTED:
-                    seconds[label].append(time.perf_counter() - started)
-    return seconds
 
 
 def _random_network(name: str, bits: str) -> QuantizedNetwork:
@@ -281,7 +261,7 @@ def page_section(results: dict[str, Any]) -> str:
         "",
         f"{first['machine']['cores']} cores of an {first['machine']['processor']}, torch "
         f"{first['versions']['torch']}; commits: {commits}; `python -m bench.integer`. Same class: of "
-        f"{IMAGES:,} procedural scenes, and of the development images. Medians of {_REPEATS} runs in {_TURNS} turns; "
+        f"{IMAGES:,} procedural scenes, and of the development images. Medians of {_REPEATS} runs, in turn; "
         "the weights of the timed networks are random.",
     ]
     return "\n".join(lines)

@@ -13,7 +13,6 @@ from causal_dfq.network.operations import attribute, clipping_bounds, operation_
 from causal_dfq.quantizer.accumulator import accumulator_bias, biased_layers, drop_accumulators, value_grids
 from causal_dfq.quantizer.affine import integer_range, quantize
 from causal_dfq.quantizer.modules import FrozenActivationQuantizer, IntegerWeight
-from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 
 ActivationType = Literal["uint8", "int8"]
 BIASES = "causal_dfq_biases"
@@ -133,10 +132,9 @@ def _store_biases(module: fx.GraphModule) -> None:
         codes, scale = accumulator_bias(bias, layer.weight, layer.input_scale)
         if not hasattr(module, BIASES):
             module.add_module(BIASES, nn.Module())
-        name = layer.weight_name.removeprefix(WEIGHT_QUANTIZERS + ".")
-        attribute(module, BIASES).add_module(name, Stored(codes, scale, torch.zeros_like(codes), 32))
+        attribute(module, BIASES).add_module(layer.name, Stored(codes, scale, torch.zeros_like(codes), 32))
         with module.graph.inserting_before(layer.node):
-            call = module.graph.call_module(f"{BIASES}.{name}", ())
+            call = module.graph.call_module(f"{BIASES}.{layer.name}", ())
         layer.node.update_arg(2, call)
         if not layer.bias.users:
             module.graph.erase_node(layer.bias)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import onnxruntime
@@ -19,7 +19,8 @@ from causal_dfq.network.error_text import first_line
 from causal_dfq.quantized import QuantizedNetwork
 
 FLOAT, QUANTIZED = "float32", "quantized"
-_WARM_UP = 3
+_WARM_UP, _TURNS, _PAUSE = 4, 6, 0.05
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def file_sizes(quantized: QuantizedNetwork) -> FileSizes:
 def measure_latency(
     quantized: QuantizedNetwork, threads: int, rounds: int, batches: tuple[int, ...] = (1, 8)
 ) -> Measured:
-    """The latency of both networks in every runtime, in turn within each round, so that a slow moment meets all."""
+    """The latency of both networks in every runtime, in turn, so that a slow moment meets all."""
     models = {FLOAT: float_model(quantized), QUANTIZED: _integer_model(quantized, ExportOptions())}
     runners: dict[tuple[str, str], Callable[[Tensor], Any]] = {}
     refused: dict[str, str] = {}
@@ -75,15 +76,30 @@ def measure_latency(
     found = []
     for batch in batches:
         images = synthetic_images(quantized.record.options, batch)
-        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runners}
-        for number in range(_WARM_UP + rounds):
-            for key, runner in runners.items():
+        seconds = timed_in_turn(runners, images, rounds)
+        found += [Latency(*key, batch, 1000 * statistics.median(values)) for key, values in seconds.items()]
+    return Measured(found, refused)
+
+
+def timed_in_turn(
+    runners: Mapping[Key, Callable[[Tensor], Any]], images: Tensor, rounds: int
+) -> dict[Key, list[float]]:
+    """Seconds of each runner on a batch (N, C, H, W), `rounds` values each, some at a stretch, turn by turn.
+
+    Threads of a runtime that has just run spin on for a while and take the cores from the next one: the first runs
+    of a stretch are not counted.
+    """
+    seconds: dict[Key, list[float]] = {key: [] for key in runners}
+    stretch = -(-rounds // _TURNS)
+    for turn in range(0, rounds, stretch):
+        for key, runner in runners.items():
+            time.sleep(_PAUSE)
+            for number in range(_WARM_UP + min(stretch, rounds - turn)):
                 started = time.perf_counter()
                 runner(images)
                 if number >= _WARM_UP:
                     seconds[key].append(time.perf_counter() - started)
-        found += [Latency(*key, batch, 1000 * statistics.median(values)) for key, values in seconds.items()]
-    return Measured(found, refused)
+    return seconds
 
 
 def runtimes() -> dict[str, Callable[[bytes, int], Callable[[Tensor], Any]]]:

@@ -38,11 +38,11 @@ _LARGEST_BIAS = 2**30
 
 @dataclass(frozen=True)
 class BiasedLayer:
-    """A layer of a finished graph whose accumulator has a unit: its node, its bias's, its weight and input scale."""
+    """A layer of a finished graph whose accumulator has a unit: its name, node, bias's node, weight and input scale."""
 
+    name: str
     node: fx.Node
     bias: fx.Node
-    weight_name: str
     weight: IntegerWeight
     input_scale: Tensor
 
@@ -58,8 +58,9 @@ def biased_layers(module: fx.GraphModule) -> Iterator[BiasedLayer]:
             continue
         if source not in grids or not isinstance(weight, fx.Node) or weight.op != "call_module":
             continue
-        name = str(weight.target)
-        yield BiasedLayer(node, bias, name, attribute(module, name), attribute(module, grids[source]).scale)
+        name = str(weight.target).removeprefix(f"{WEIGHT_QUANTIZERS}.")
+        found, quantizer = attribute(module, str(weight.target)), attribute(module, grids[source])
+        yield BiasedLayer(name, node, bias, found, quantizer.scale)
 
 
 def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,12 +120,11 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
         if call is not None:
             places = 0 if layer.node.target == LINEAR else layer.node.meta["val"].ndim - 2
             accumulator = Accumulator(unit.view(-1, *[1] * places), attribute(module, str(call.target)).scale)
-            name = layer.weight_name.removeprefix(WEIGHT_QUANTIZERS + ".")
             if not hasattr(module, ACCUMULATORS):
                 module.add_module(ACCUMULATORS, nn.Module())
-            attribute(module, ACCUMULATORS).add_module(name, accumulator)
+            attribute(module, ACCUMULATORS).add_module(layer.name, accumulator)
             with module.graph.inserting_before(call):
-                rounded = module.graph.call_module(f"{ACCUMULATORS}.{name}", (call.args[0],))
+                rounded = module.graph.call_module(f"{ACCUMULATORS}.{layer.name}", (call.args[0],))
             call.update_arg(0, rounded)
 
 

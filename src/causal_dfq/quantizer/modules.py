@@ -84,6 +84,8 @@ class FrozenActivationQuantizer(nn.Module):
 class Accumulator(nn.Module):
     """Rounds a layer's output to steps of the grid behind it, in the arithmetic of an integer runtime.
 
+    Source: Jacob et al. (CVPR 2018), section 2.2; that the integers are recovered from a sum in float [ours].
+
     Args:
         unit: what one in the layer's accumulator stands for: (C,), with axes of length 1 behind it for its places.
         scale: the step of the grid, a scalar.

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from causal_dfq.causal.discrepancy import matching_discrepancy
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.network.operations import attribute
-from causal_dfq.quantizer.affine import fake_quantize, integer_range
 from causal_dfq.quantizer.bit_allocation import CANDIDATE_BITS, LayerChoice, allocate_bits
 from causal_dfq.quantizer.modules import WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
-from causal_dfq.quantizer.ranges import channel_view, weight_scale
 from causal_dfq.training.views import NetworkViews
 
 _CHUNK = 128
@@ -38,18 +36,15 @@ def layer_sensitivities(
     symmetric grid for each output channel. Without `bits` each layer is measured at its own width.
     """
     found: dict[str, dict[int, float]] = {}
-    with views.in_float32():
-        exact = _logits(views, images)
-        for name, quantizer in quantized_layers(views):
-            weight = attribute(views.folded, f"{LAYERS}.{name}.weight")
-            kept = weight.clone()
-            found[name] = {}
-            for width in bits or [quantizer.bits]:
-                scale = channel_view(kept, weight_scale(kept, width))
-                zero_point = torch.zeros_like(scale)
-                weight.copy_(fake_quantize(kept, scale, zero_point, *integer_range(width, is_signed=True)))
-                found[name][width] = float(matching_discrepancy(exact, _logits(views, images)))
-            weight.copy_(kept)
+    exact = _logits(views, images)
+    for name, quantizer in quantized_layers(views):
+        weight = attribute(views.folded, f"{LAYERS}.{name}.weight")
+        kept = weight.clone()
+        found[name] = {}
+        for width in bits or [quantizer.bits]:
+            weight.copy_(WeightQuantizer(kept, width, is_symmetric=True)(kept))
+            found[name][width] = float(matching_discrepancy(exact, _logits(views, images)))
+        weight.copy_(kept)
     return found
 
 
@@ -69,4 +64,5 @@ def choose_weight_bits(views: NetworkViews, images: Tensor, budget: int) -> None
 
 
 def _logits(views: NetworkViews, images: Tensor) -> Tensor:
-    return torch.cat([views.pretrained_logits(chunk) for chunk in images.split(_CHUNK)])
+    # Outside of autocast, in float32: bfloat16 errs by as much as a grid of 8 bits does.
+    return torch.cat([views.folded(chunk) for chunk in images.split(_CHUNK)])
