@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.networks import Subject
 from bench.shared_synthesis import synthesize
-from causal_dfq.config import Effort, Method, Protocol, make_options
+from causal_dfq.config import Effort, Method, Protocol, SizeBudget, make_options
 from causal_dfq.pipeline import finish, prepare, resolve_device, start_run, train
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.equilibrium import Equilibrium
@@ -24,6 +24,7 @@ class Case:
     effort: Effort
     seed: int
     method: Method = "causal"
+    size_budget: SizeBudget | None = None
 
 
 def quantize_changed(
@@ -46,6 +47,7 @@ def quantize_changed(
         mean=subject.mean,
         std=subject.std,
         seed=case.seed,
+        size_budget=case.size_budget,
     )
     started = time.monotonic()
     prepared = prepare(subject.network, options)
