@@ -50,6 +50,7 @@ _MOST_ROUNDED = 6_000_000
 _SMALLEST_BATCHES = 0.05
 _SECONDS = 1500
 SMALLEST_COSINE = 0.999
+_TOKEN_STD = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Covered:
 def cover(subject: Subject) -> Covered:
     """Takes a network through all steps."""
     started = time.monotonic()
-    network = _with_statistics(subject)
+    network = with_random_weights(subject)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     budget = FEW_STEPS if parameters <= _MOST_ROUNDED else replace(FEW_STEPS, rounding_images=0)
     BUDGETS["fast"] = LARGE_IMAGE_BUDGETS["fast"] = budget
@@ -116,13 +117,19 @@ def cover(subject: Subject) -> Covered:
     )
 
 
-def _with_statistics(subject: Subject) -> nn.Module:
-    """The network with random weights; its BatchNorms have seen scenes, as training would have shown them images."""
+def with_random_weights(subject: Subject) -> nn.Module:
+    """The network with random weights, as training would leave it in two respects.
+
+    Its BatchNorms have seen scenes, and class and position tokens are as large as the patches they go with: a token of
+    nearly zero, with which training begins, has one code on the patches' grid, and LayerNorm would enlarge the rest.
+    """
     torch.manual_seed(0)
     network = subject.build().eval()
     for parameter in network.parameters():
+        if parameter.ndim == 3 and len(parameter) == 1:
+            nn.init.normal_(parameter, std=_TOKEN_STD)
         # Some heads begin at zero, and all their logits are the same.
-        if parameter.ndim > 1 and not parameter.any():
+        elif parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     random = torch.Generator().manual_seed(0)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -144,8 +151,10 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         "",
         "Networks with random weights: captured, quantized to w8a8 in a few steps, exported to ONNX and compared",
         "there with the simulation, layer by layer and on the logits. A network passes if no tensor of the file is",
-        "more than one step from the simulation's on the file's own inputs, and the logits have a cosine of at least "
-        f"{SMALLEST_COSINE}.",
+        "more than one step from the simulation's on the file's own inputs, and the logits have a cosine of at least",
+        f"{SMALLEST_COSINE}. BatchNorms have the statistics of procedural scenes. Class and position tokens are as",
+        f"large as patches are, with a standard deviation of {_TOKEN_STD}, as training leaves them: they begin near",
+        "zero, where the grid of the patches has one code, and LayerNorm would enlarge what that leaves of them.",
         "",
     ]
     for source in ("torchvision", "timm"):

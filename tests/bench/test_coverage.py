@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import torchvision.models
+from torch import nn
 from torchvision.models import list_models
 
-from bench.coverage import Covered, write_page
-from bench.coverage_list import SUBJECTS
+from bench.coverage import Covered, with_random_weights, write_page
+from bench.coverage_list import SUBJECTS, Subject
 
 
 def test_every_classifier_of_torchvision_and_sixty_of_timm_are_listed_once() -> None:
@@ -32,3 +34,27 @@ def test_the_page_counts_what_passes_and_says_what_does_not(tmp_path: Path) -> N
     assert "aten.strange.default at a\\|b has no form in ONNX |" in page
     columns = {line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("| `")}
     assert columns == {11}
+
+
+class Tokens(nn.Module):
+    """A class token of nothing, a head of nothing, and a BatchNorm that has seen no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 64))
+        self.head = nn.Parameter(torch.zeros(64, 8))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.norm(images).mean((1, 2, 3)).view(-1, 1, 1) + self.class_token).flatten(1) @ self.head
+
+
+def test_random_weights_have_tokens_as_large_as_patches_heads_that_tell_and_statistics_of_scenes() -> None:
+    network = with_random_weights(Subject("timm:tokens", 16, Tokens))
+    assert isinstance(network, Tokens)
+    assert 0.3 < network.class_token.std() < 0.7
+    assert 0.01 < network.head.std() < 0.03
+    assert network.norm.running_var is not None
+    assert 0 < float(network.norm.running_var.max()) < 10
+    assert not torch.equal(network.norm.running_var, torch.ones(3))
+    assert not network.training
