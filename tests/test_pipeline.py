@@ -128,7 +128,7 @@ def test_a_run_restored_between_two_units_ends_with_the_same_bits(done: int, mon
     assert_restored_run_ends_with_the_same_bits(done, monkeypatch)
 
 
-@pytest.mark.parametrize("done", [10, 13, 80, 81, 83])
+@pytest.mark.parametrize("done", [10, 13, 100, 101, 103])
 def test_a_restored_pool_ends_with_the_same_bits(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_restored_run_ends_with_the_same_bits(done, monkeypatch, "genie")
 
