@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
 import causal_dfq
 from causal_dfq.inspection import inspect_layers
@@ -34,3 +35,24 @@ def test_a_network_that_was_not_measured_is_told_without_sensitivities() -> None
     finished.record = finished.record.model_copy(update={"sensitivities": {}})
     reports = inspect_layers(finished)
     assert [replace(report, sensitivity=None) for report in reports] == reports
+
+
+class Attention(nn.Module):
+    """Two linear layers in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        seen: Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        logits: Tensor = self.head(seen.mean(1))
+        return logits
+
+
+def test_layers_of_one_module_have_names_of_their_own() -> None:
+    names = {report.name for report in inspect_layers(finished_network(Attention()))}
+    assert names == {"stem", "attention (linear)", "attention (linear_1)", "head"}

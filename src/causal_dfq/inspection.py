@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -23,9 +24,10 @@ Range = tuple[float, float]
 class LayerReport:
     """A layer whose weight is rounded.
 
-    `sensitivity`: mean KL of the float network's answers to those with this weight alone rounded to its bits, on the
-    images that Q learned on; None where it was not measured. `weight_range`: the lowest and the highest weight.
-    `input_range`: what the grid of its input can express, and `input_bits`; None where the input is in float.
+    `name`: where it is in the user's network; modules that hold several layers, such as attention, have the layer's own
+    name behind. `sensitivity`: mean KL of the float network's answers to those with this weight alone rounded to its
+    bits, on the images that Q learned on; None where it was not measured. `weight_range`: the lowest and the highest
+    weight. `input_range`: what the grid of its input can express, and `input_bits`; None where the input is in float.
     """
 
     name: str
@@ -43,7 +45,9 @@ def inspect_layers(quantized: QuantizedNetwork) -> list[LayerReport]:
     module = quantized.graph_module
     grids = value_grids(module.graph)
     reports = []
-    for node in weight_layer_nodes(module.graph):
+    nodes = weight_layer_nodes(module.graph)
+    layers_at = Counter(module_path(node) for node in nodes)
+    for node in nodes:
         stored = node.args[1]
         weight = attribute(module, str(stored.target)) if isinstance(stored, fx.Node) else None
         if not isinstance(weight, IntegerWeight):
@@ -53,9 +57,10 @@ def inspect_layers(quantized: QuantizedNetwork) -> list[LayerReport]:
         grid = grids.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
         quantizer = None if grid is None else attribute(module, grid)
         name = str(stored.target).removeprefix(WEIGHT_QUANTIZERS + ".")
+        path = module_path(node)
         reports.append(
             LayerReport(
-                module_path(node),
+                path if layers_at[path] == 1 else f"{path} ({name})",
                 weight.bits,
                 values.numel(),
                 bytes_of(values.numel(), weight.bits),
