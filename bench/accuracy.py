@@ -142,6 +142,17 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
+def drop_text(entry: dict[str, Any]) -> str:
+    """ "0.87 ± 0.30", or "0.87" of one seed."""
+    spread = "" if entry["drop_spread"] is None else f" ± {entry['drop_spread']:.2f}"
+    return f"{entry['drop']:.2f}{spread}"
+
+
+def is_of(entry: dict[str, Any], row: Row) -> bool:
+    """Whether a run, or what several were summarized to, is of this row."""
+    return (entry["network"], entry["protocol"], entry["bits"]) == (row.network, row.protocol, row.bits)
+
+
 def render(entries: list[dict[str, Any]]) -> Table:
     """What a person reads."""
     table = Table(title="accuracy")
@@ -149,7 +160,6 @@ def render(entries: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column in ("network", "bits", "method", "effort") else "right")
     asked = {(row.network, row.protocol, row.bits): row.largest_drop for row in ROWS}
     for entry in entries:
-        spread = "" if entry["drop_spread"] is None else f" ± {entry['drop_spread']:.2f}"
         limit = asked.get((entry["network"], entry["protocol"], entry["bits"]))
         is_asked = limit is not None and entry["effort"] == "best" and entry["method"] == "causal"
         table.add_row(
@@ -159,7 +169,7 @@ def render(entries: list[dict[str, Any]]) -> Table:
             entry["effort"],
             f"{entry['float_top1']:.2f}",
             f"{entry['top1']:.2f}",
-            f"{entry['drop']:.2f}{spread}",
+            drop_text(entry),
             f"{limit:.1f}" if is_asked else "",
             f"{entry['seconds']:.0f}",
         )

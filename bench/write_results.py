@@ -18,6 +18,7 @@ from bench import accuracy
 from bench.ablation import ABLATIONS, WITHOUT_DISCREPANCY
 from bench.environment import ROOT
 from bench.paired_test import PairedDifference, paired_difference
+from bench.side_by_side import efforts_section, rivals_section
 from causal_dfq.files import write_atomically, write_text
 
 PAGE = ROOT / "docs" / "results.md"
@@ -34,12 +35,6 @@ chosen on these development images: these are dev numbers. The two ImageNet sets
 drops, not their accuracies."""
 
 
-def drop_text(entry: dict[str, Any]) -> str:
-    """ "0.87 ± 0.30", or "0.87" of one seed."""
-    spread = "" if entry["drop_spread"] is None else f" ± {entry['drop_spread']:.2f}"
-    return f"{entry['drop']:.2f}{spread}"
-
-
 def goals_section(entries: list[dict[str, Any]]) -> str:
     """Every row with its limit, and what effort `best` of this project's method gives."""
     lines = [
@@ -53,7 +48,7 @@ def goals_section(entries: list[dict[str, Any]]) -> str:
         if found is None:
             measured, reached, tail = "| | | not measured ", "", "| | |"
         else:
-            measured = f"| {found['float_top1']:.2f} | {found['top1']:.2f} | {drop_text(found)} "
+            measured = f"| {found['float_top1']:.2f} | {found['top1']:.2f} | {accuracy.drop_text(found)} "
             missed = found["drop"] - row.largest_drop
             reached = "yes" if missed <= 0 else f"no, by {missed:.2f}"
             tail = f"| {', '.join(map(str, found['seeds']))} | {found['seconds'] / 60:.0f} min |"
@@ -79,7 +74,7 @@ def methods_section(entries: list[dict[str, Any]]) -> str:
         cells = []
         for method, effort in kinds:
             found = _found(entries, row, method, effort)
-            cells.append("" if found is None else f"{drop_text(found)} ({found['seconds'] / 60:.1f} min)")
+            cells.append("" if found is None else f"{accuracy.drop_text(found)} ({found['seconds'] / 60:.1f} min)")
         if any(cells):
             lines.append(f"| `{row.network}` | {row.bits} {row.protocol} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -152,7 +147,7 @@ def _comparisons(
                 {
                     run["seed"]: run["drop"]
                     for run in runs
-                    if _is_of(run, row) and run["effort"] == effort and run["method"] == method
+                    if accuracy.is_of(run, row) and run["effort"] == effort and run["method"] == method
                 }
                 for method in ("causal", changed)
             )
@@ -164,13 +159,13 @@ def _comparisons(
 
 def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
     """Drop against minutes, a panel a row, a mark a method and effort."""
-    rows = [row for row in accuracy.ROWS if any(_is_of(entry, row) for entry in entries)]
+    rows = [row for row in accuracy.ROWS if any(accuracy.is_of(entry, row) for entry in entries)]
     figure = Figure(figsize=(4 * min(len(rows), 3), 3 * -(-len(rows) // 3)), layout="constrained")
     panels = figure.subplots(-(-len(rows) // 3), min(len(rows), 3), squeeze=False).flatten()
     for axes, row in zip(panels, rows, strict=False):
         for method in sorted({entry["method"] for entry in entries}):
             found = sorted(
-                (entry for entry in entries if _is_of(entry, row) and entry["method"] == method),
+                (entry for entry in entries if accuracy.is_of(entry, row) and entry["method"] == method),
                 key=lambda entry: float(entry["seconds"]),
             )
             if found:
@@ -243,6 +238,8 @@ def results_page(results: dict[str, Any]) -> str:
         _INTRODUCTION,
         goals_section(entries),
         methods_section(entries),
+        rivals_section(entries),
+        efforts_section(entries),
         causal_section(results["runs"]),
         ablation_section(results["runs"]),
         plots,
@@ -252,13 +249,9 @@ def results_page(results: dict[str, Any]) -> str:
     return "\n\n".join(section for section in sections if not section.splitlines()[-1].startswith("|---")) + "\n"
 
 
-def _is_of(entry: dict[str, Any], row: accuracy.Row) -> bool:
-    return (entry["network"], entry["protocol"], entry["bits"]) == (row.network, row.protocol, row.bits)
-
-
 def _found(entries: list[dict[str, Any]], row: accuracy.Row, method: str, effort: str) -> dict[str, Any] | None:
     return next(
-        (e for e in entries if _is_of(e, row) and e["method"] == method and e["effort"] == effort),
+        (e for e in entries if accuracy.is_of(e, row) and e["method"] == method and e["effort"] == effort),
         None,
     )
 

@@ -9,6 +9,7 @@ import pytest
 from bench import accuracy
 from bench.ablation import WITHOUT_DISCREPANCY
 from bench.paired_test import paired_difference
+from bench.side_by_side import efforts_section, rivals_section
 from bench.write_results import (
     ablation_section,
     causal_section,
@@ -136,3 +137,20 @@ def test_all_pairs_together_are_said_to_help_harm_or_neither() -> None:
     assert "neither help nor harm" in section([0.1, -0.1, 0.2, -0.2, 0.0, 0.1])
     assert "the causal losses help" in section([0.5, 0.4, 0.6, 0.5, 0.7, 0.4])
     assert "the causal losses harm" in section([-0.5, -0.4, -0.6, -0.5, -0.7, -0.4])
+
+
+def test_the_best_rival_is_named_with_its_share_of_the_time_and_the_gap_to_real_images() -> None:
+    entries = accuracy.summarize(
+        [run(0, 1.0), run(0, 3.0, "genie"), {**run(0, 2.0, "synq"), "seconds": 900.0}, run(0, 0.5, accuracy.REAL)]
+    )
+    (line,) = rivals_section(entries).splitlines()[7:]
+    assert line.endswith("| best | 1.00 | synq, of 2 | 2.00 | 1.50 | yes | 0.20 | 1, 1 |")
+    without = [entry for entry in entries if entry["method"] != accuracy.REAL]
+    assert rivals_section(without).splitlines()[-1].endswith("| yes |  | 1, 1 |")
+    assert rivals_section(entries[:1]).splitlines()[-1].startswith("|---")
+
+
+def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
+    runs = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
+    assert efforts_section(accuracy.summarize(runs)).splitlines()[-1].endswith("| 5.00 | 2.00 | 1.00 | 75% | 25% |")
+    assert efforts_section(accuracy.summarize(runs[1:])).splitlines()[-1].startswith("|---")
