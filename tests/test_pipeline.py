@@ -12,7 +12,7 @@ from torch import fx, nn
 
 import causal_dfq
 from causal_dfq import fusion
-from causal_dfq.config import make_options
+from causal_dfq.config import Method, make_options
 from causal_dfq.errors import ConfigError, OutputError
 from causal_dfq.fusion import can_compile
 from causal_dfq.pipeline import prepare, start_run, train
@@ -20,6 +20,7 @@ from causal_dfq.quantizer.residual_grids import share_step_sizes
 from causal_dfq.training import budget, equilibrium
 from causal_dfq.training.budget import Budget
 from causal_dfq.training.checkpoint import restore_state, run_state
+from causal_dfq.training.methods import METHODS
 from tests.networks import ALL, Residual, trained
 
 SMALL = Budget(warmup_steps=2, equilibrium_rounds=2, finish_rounds=2, student_steps=1, rounding_images=128)
@@ -96,6 +97,34 @@ def test_weights_left_alone_are_those_of_the_network() -> None:
     quantized = quantize(trained(Residual()), "w32a4")
     for name, tensor in quantized.reference.state_dict().items():
         assert torch.equal(quantized.state_dict()[f"graph_module.{name}"], tensor), name
+
+
+@pytest.mark.parametrize(("rounds", "method"), [(0, "causal"), (2, "causal"), (0, "gdfq")])
+def test_channels_are_equalized_where_nothing_trains_what_is_quantized(
+    rounds: int, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = replace(SMALL, equilibrium_rounds=0, finish_rounds=rounds)
+    for components in METHODS.values():
+        if isinstance(components.budgets, dict):
+            monkeypatch.setitem(components.budgets, "fast", untrained)
+    norm = nn.BatchNorm2d(8)
+    network = trained(
+        nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    )
+    norm.weight.data *= torch.linspace(0.2, 3, 8)
+    options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE, method=method)
+    prepared = prepare(network, options)
+    is_equalized = (rounds, method) == (0, "causal")
+    assert (prepared.equalized is not prepared.folded) == is_equalized
+    written, as_it_was = (
+        graph.get_submodule("layers.conv2d").weight for graph in (prepared.equalized, prepared.folded)
+    )
+    assert torch.equal(written, as_it_was) != is_equalized
+    assert torch.allclose(prepared.equalized(images()), network(images()), rtol=1e-4, atol=1e-5)
+    assert torch.equal(start_run(prepared, options, torch.device("cpu")).views.folded.layers.conv2d.weight, written)
+    quantized = quantize(network, method=method)
+    assert torch.allclose(quantized.reference(images()), network(images()), rtol=1e-4, atol=1e-5)
+    assert torch.equal(quantized.reference.get_submodule("layers.conv2d").weight, as_it_was)
 
 
 def test_on_step_hears_every_step() -> None:

@@ -1,4 +1,4 @@
-"""quantize(): capture, placement, generator warm-up, equilibrium, finish, finished network."""
+"""quantize(): capture, equalization, placement, generator warm-up, equilibrium, finish, finished network."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from causal_dfq.config import FLOAT_BITS, Effort, Method, Options, Protocol, Siz
 from causal_dfq.errors import ConfigError, NetworkError
 from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
+from causal_dfq.network.equalize import equalize
 from causal_dfq.network.fold import LAYERS, fold_batch_norm
 from causal_dfq.network.operations import attribute, batch_norm_nodes, class_count, weight_layer_nodes
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
@@ -43,10 +44,14 @@ GALLERY_CONTENTS, GALLERY_STYLES = 10, 8
 
 @dataclass(frozen=True)
 class PreparedNetwork:
-    """The user's network as graphs: as captured, with BatchNorm folded, and with quantizers placed."""
+    """The user's network as graphs: as captured, with BatchNorm folded, equalized, and with quantizers placed.
+
+    Q is made from the equalized graph and learns beside it; it is the folded one where nothing is equalized.
+    """
 
     captured: fx.GraphModule
     folded: fx.GraphModule
+    equalized: fx.GraphModule
     quantized: fx.GraphModule
 
     @property
@@ -165,7 +170,13 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
     if options.size_budget is not None:
         weights = weight_counts(folded)
         check_budget(weights, options.size_budget.in_bytes(sum(weights)))
-    return PreparedNetwork(captured, folded, place_quantizers(folded, options.widths, options.protocol))
+    equalized = equalize(folded, captured, options.widths) if _is_equalized(options) else folded
+    return PreparedNetwork(captured, folded, equalized, place_quantizers(equalized, options.widths, options.protocol))
+
+
+def _is_equalized(options: Options) -> bool:
+    """Where gradient steps on Q follow, they find their own scales, and equalized ones change nothing [ours]."""
+    return options.method == "causal" and not chosen_budget(options).trains_student
 
 
 def resolve_device(name: str) -> torch.device:
@@ -195,7 +206,7 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
     """
     budget, synthesis = chosen_budget(options), chosen_synthesis(prepared.captured, options)
     run = Equilibrium(
-        NetworkViews(prepared.captured, prepared.folded, prepared.quantized),
+        NetworkViews(prepared.captured, prepared.equalized, prepared.quantized),
         options.input_shape,
         options.pixel_bounds,
         budget.without_generator() if synthesis == "imprints" else budget,

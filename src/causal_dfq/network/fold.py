@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -111,6 +112,19 @@ def norm_affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
     if beta is not None:
         offset = offset + beta.double()
     return multiplier.detach(), offset.detach()
+
+
+def channel_moments(captured: fx.GraphModule) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each layer with a BatchNorm of its own behind it, and mean and deviation (C,) of what that writes.
+
+    A BatchNorm's output has its shift for a mean and the size of its scale for a deviation, on the images that its
+    statistics are of. Those without a scale and shift are left out.
+    """
+    for node in weight_layer_nodes(captured.graph):
+        norm = _following_norm(node)
+        if norm is not None and all(isinstance(source, fx.Node) for source in norm.args[1:3]):
+            scale, shift = (attribute(captured, str(source.target)).detach().double() for source in norm.args[1:3])  # type: ignore[union-attr]
+            yield node.name, shift, scale.abs()
 
 
 def _absorb(module: fx.GraphModule, norm: fx.Node, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

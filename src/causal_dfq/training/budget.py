@@ -44,6 +44,11 @@ class Budget:
         return self.imprint_batches * self.imprint_iterations
 
     @property
+    def trains_student(self) -> bool:
+        """Whether any round trains the quantized network."""
+        return self.student_steps > 0 and self.equilibrium_rounds + self.finish_rounds > 0
+
+    @property
     def steps_per_round(self) -> int:
         """Steps of one round; each trains one of the two networks once."""
         return 1 + self.student_steps
