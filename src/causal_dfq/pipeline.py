@@ -170,7 +170,7 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
     if options.size_budget is not None:
         weights = weight_counts(folded)
         check_budget(weights, options.size_budget.in_bytes(sum(weights)))
-    equalized = equalize(folded, captured, options.widths) if _is_equalized(options) else folded
+    equalized = equalize(folded, captured) if _is_equalized(options) else folded
     return PreparedNetwork(captured, folded, equalized, place_quantizers(equalized, options.widths, options.protocol))
 
 

@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from causal_dfq.config import BitWidths
 from causal_dfq.network.capture import capture
-from causal_dfq.network.equalize import ChannelMoments, best_factors, by_group, equalize, expected_error
+from causal_dfq.network.equalize import by_group, channel_reach, equal_factors, equalize
 from causal_dfq.network.fold import LAYERS, fold_batch_norm
-
-W4A4 = BitWidths(4, 4)
 
 
 class Chain(nn.Module):
@@ -37,10 +34,10 @@ class Chain(nn.Module):
         return logits
 
 
-def folded_and_equalized(network: nn.Module, widths: BitWidths = W4A4) -> tuple[fx.GraphModule, fx.GraphModule]:
+def folded_and_equalized(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule]:
     captured = capture(network.eval(), (3, 16, 16))
     folded = fold_batch_norm(captured)
-    return folded, equalize(folded, captured, widths)
+    return folded, equalize(folded, captured)
 
 
 def layer(module: fx.GraphModule, name: str) -> Tensor:
@@ -97,50 +94,32 @@ def test_shared_tensors_layers_without_norm_and_rows_of_tokens_stay() -> None:
     assert all(torch.equal(equalized.get_submodule(LAYERS).state_dict()[name], layers[name]) for name in layers)
 
 
-@pytest.mark.parametrize("bounds", [(0.0, math.inf), (-math.inf, math.inf)])
-def test_mean_squares_are_those_of_clipped_normal_values(bounds: tuple[float, float]) -> None:
-    mean, deviation = torch.tensor([-1.0, 0.0, 2.0]).double(), torch.tensor([0.5, 1.0, 3.0]).double()
-    drawn = mean[:, None] + deviation[:, None] * torch.randn(3, 400_000, generator=torch.Generator().manual_seed(0))
-    sizes = ChannelMoments(mean, deviation).clipped(bounds)
-    expected = drawn.clamp(*bounds).square().mean(1)
-    assert torch.allclose(sizes.mean_square, expected, rtol=0.05)
-    assert not sizes.is_clipped.any()
-
-
-@pytest.mark.parametrize("widths", [W4A4, BitWidths(4, 8), BitWidths(8, 4), BitWidths(32, 4), BitWidths(3, 32)])
-@pytest.mark.parametrize("groups", [1, 2, 8])
-def test_the_expected_error_is_that_of_uniform_noise_and_the_best_factors_never_add_to_it(
-    widths: BitWidths, groups: int
-) -> None:
+def test_factors_bring_reach_and_weight_to_one_size() -> None:
     random = torch.Generator().manual_seed(1)
-    weight = torch.randn(16, 8 // groups, 3, 3, generator=random, dtype=torch.float64)
-    weight *= torch.exp(torch.randn(8 // groups, generator=random, dtype=torch.float64)).view(1, -1, 1, 1)
-    sizes = ChannelMoments(*torch.rand(2, 8, generator=random, dtype=torch.float64)).clipped((0.0, math.inf))
-    factors = torch.exp(torch.randn(8, generator=random, dtype=torch.float64))
-    # In a few lines: each output channel with its own inputs, in loops.
-    expected = 0.0
-    for output in range(16):
-        first = output // (16 // groups) * (8 // groups)
-        own, spanned, square = (
-            values[first : first + 8 // groups] for values in (factors, sizes.spanned, sizes.mean_square)
+    weight = torch.randn(16, 4, 3, 3, generator=random, dtype=torch.float64)
+    reach = channel_reach(*torch.rand(2, 8, generator=random, dtype=torch.float64), (0.0, math.inf))
+    factors = equal_factors(by_group(weight, 2), reach, math.inf)
+    for channel in range(8):
+        group, inside = divmod(channel, 4)
+        largest = float(weight[8 * group : 8 * group + 8, inside].abs().max())
+        # What its grid spans and the weight that is left are alike, but for a factor that all share.
+        shared = float(factors[channel] * reach[channel]) / (largest / float(factors[channel]))
+        assert shared == pytest.approx(
+            float((factors * reach)[0]) / (float(weight[:8, 0].abs().max()) / float(factors[0]))
         )
-        assert len(spanned) == weight.shape[1]
-        scaled = weight[output] / own.view(-1, 1, 1)
-        if widths.activation != 32:
-            expected += float(((factors * sizes.spanned).max() / (2**widths.activation - 1) * scaled).square().sum())
-        if widths.weight != 32:
-            step = float(scaled.abs().max()) / (2 ** (widths.weight - 1) - 1)
-            expected += 9 * float((step * own).square() @ square)
-    grouped = by_group(weight, groups)
-    assert expected_error(grouped, sizes, factors, widths) == pytest.approx(expected)
-    best = expected_error(grouped, sizes, best_factors(grouped, sizes, widths), widths)
-    assert best <= expected_error(grouped, sizes, torch.ones_like(factors), widths)
+    assert float(factors.log().mean()) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_wide_channel_gives_way_to_the_others() -> None:
-    sizes = ChannelMoments(torch.zeros(4).double(), torch.tensor([8.0, 1.0, 1.0, 1.0]).double()).clipped(
-        (0.0, math.inf)
-    )
-    factors = best_factors(by_group(torch.ones(6, 4, 1, 1).double(), 1), sizes, BitWidths(8, 4))
-    assert float(factors[0] / factors[1]) < 0.6
-    assert torch.allclose(factors[1:], factors[1].expand(3))
+def test_a_depthwise_reader_leaves_the_reach_alone_and_no_factor_is_extreme() -> None:
+    weight = torch.tensor([1.0, 100.0, 1.0, 1.0]).view(4, 1, 1, 1)
+    factors = equal_factors(by_group(weight, 4), torch.tensor([1.0, 1.0, 2.0, 1e9]).double(), math.inf)
+    assert float(factors[0]) == float(factors[1]) == 8.0
+    assert float(factors[3]) == 1 / 8
+
+
+@pytest.mark.parametrize(("low", "expected"), [(0.0, [5.0, 1e-6 * 10, 10.0]), (-math.inf, [15.0, 10.0, 20.0])])
+def test_reach_is_ten_deviations_of_a_side_or_of_both(low: float, expected: list[float]) -> None:
+    mean, deviation = torch.tensor([-5.0, -10.0, 0.0]).double(), torch.tensor([1.0, 0.0, 1.0]).double()
+    if low:
+        mean = torch.tensor([-5.0, -10.0, 10.0]).double()
+    assert channel_reach(mean, deviation, (low, math.inf)).tolist() == pytest.approx(expected)
