@@ -99,9 +99,16 @@ def test_weights_left_alone_are_those_of_the_network() -> None:
         assert torch.equal(quantized.state_dict()[f"graph_module.{name}"], tensor), name
 
 
-@pytest.mark.parametrize(("rounds", "method"), [(0, "causal"), (2, "causal"), (0, "gdfq")])
-def test_channels_are_equalized_where_nothing_trains_what_is_quantized(
-    rounds: int, method: Method, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("bits", "rounds", "method", "is_equalized"),
+    [
+        *(("w4a4", 0, "causal", True), ("w8a8", 0, "causal", True), ("w8a4", 0, "causal", True)),
+        *(("w4a8", 0, "causal", False), ("w32a8", 0, "causal", False), ("w8a32", 0, "causal", False)),
+        *(("w4a4", 2, "causal", False), ("w4a4", 0, "gdfq", False)),
+    ],
+)
+def test_channels_are_equalized_where_their_grid_is_coarse_and_nothing_trains(
+    bits: str, rounds: int, method: Method, is_equalized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     untrained = replace(SMALL, equilibrium_rounds=0, finish_rounds=rounds)
     for components in METHODS.values():
@@ -112,9 +119,8 @@ def test_channels_are_equalized_where_nothing_trains_what_is_quantized(
         nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     )
     norm.weight.data *= torch.linspace(0.2, 3, 8)
-    options = make_options(bits="w4a4", effort="fast", input_shape=SHAPE, method=method)
+    options = make_options(bits=bits, effort="fast", input_shape=SHAPE, method=method)
     prepared = prepare(network, options)
-    is_equalized = (rounds, method) == (0, "causal")
     assert (prepared.equalized is not prepared.folded) == is_equalized
     written, as_it_was = (
         graph.get_submodule("layers.conv2d").weight for graph in (prepared.equalized, prepared.folded)
@@ -122,7 +128,7 @@ def test_channels_are_equalized_where_nothing_trains_what_is_quantized(
     assert torch.equal(written, as_it_was) != is_equalized
     assert torch.allclose(prepared.equalized(images()), network(images()), rtol=1e-4, atol=1e-5)
     assert torch.equal(start_run(prepared, options, torch.device("cpu")).views.folded.layers.conv2d.weight, written)
-    quantized = quantize(network, method=method)
+    quantized = quantize(network, bits, method=method)
     assert torch.allclose(quantized.reference(images()), network(images()), rtol=1e-4, atol=1e-5)
     assert torch.equal(quantized.reference.get_submodule("layers.conv2d").weight, as_it_was)
 

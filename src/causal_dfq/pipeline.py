@@ -16,7 +16,17 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.allocator import keep_freed_memory
 from causal_dfq.causal.graph import CONTENT, STYLE, Content
-from causal_dfq.config import FLOAT_BITS, Effort, Method, Options, Protocol, SizeBudget, make_options, parse_bytes
+from causal_dfq.config import (
+    AUTO_BITS,
+    FLOAT_BITS,
+    Effort,
+    Method,
+    Options,
+    Protocol,
+    SizeBudget,
+    make_options,
+    parse_bytes,
+)
 from causal_dfq.errors import ConfigError, NetworkError
 from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
@@ -146,7 +156,7 @@ def quantize(
 
 
 def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
-    """Captures the network, folds BatchNorm and places the quantizers of the protocol.
+    """Captures the network, folds BatchNorm, equalizes channels where that pays, and places the protocol's quantizers.
 
     Raises:
         NetworkError: the network cannot be captured, or has nothing to quantize.
@@ -175,8 +185,14 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
 
 
 def _is_equalized(options: Options) -> bool:
-    """Where gradient steps on Q follow, they find their own scales, and equalized ones change nothing [ours]."""
-    return options.method == "causal" and not chosen_budget(options).trains_student
+    """Where it pays [ours].
+
+    Gradient steps on Q find their own scales. Factors take from the weights that read a tensor what they give to its
+    grid: that wins where activations have no more bits than weights.
+    """
+    widths = options.widths
+    activations_are_coarser = widths.activation <= widths.weight < FLOAT_BITS and options.bits != AUTO_BITS
+    return activations_are_coarser and options.method == "causal" and not chosen_budget(options).trains_student
 
 
 def resolve_device(name: str) -> torch.device:

@@ -333,3 +333,24 @@ def test_failing_line_is_read_from_the_message_where_the_traceback_has_none() ->
     outer.__cause__ = error
     assert failing_line(outer) == "/home/user/net.py, line 12"
     assert failing_line(RuntimeError(inside)) == ""
+
+
+class TokenNorm(nn.Module):
+    """A BatchNorm whose channels are tokens, behind a linear layer."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.stem, self.linear, self.norm = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.BatchNorm1d(tokens)
+        self.norm.weight.data = torch.linspace(0.5, 2, tokens)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        seen: Tensor = self.norm(self.linear(tokens))
+        return seen.mean(1)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 1), (3, 4, 4)], ids=["as many tokens as outputs", "more"])
+def test_a_norm_over_tokens_is_not_folded_into_the_layer_of_each(shape: tuple[int, int, int]) -> None:
+    network = TokenNorm(shape[1] * shape[2]).eval()
+    images = torch.randn(4, *shape)
+    assert torch.allclose(fold_batch_norm(capture(network, shape))(images), network(images), rtol=1e-4, atol=1e-5)

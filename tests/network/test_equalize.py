@@ -1,10 +1,12 @@
 """Equalized channels: the same function, on grids that are used better."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from causal_dfq.network.capture import capture
 from causal_dfq.network.equalize import by_group, channel_reach, equal_factors, equalize
@@ -92,6 +94,50 @@ def test_shared_tensors_layers_without_norm_and_rows_of_tokens_stay() -> None:
     folded, equalized = folded_and_equalized(Branching())
     layers = folded.get_submodule(LAYERS).state_dict()
     assert all(torch.equal(equalized.get_submodule(LAYERS).state_dict()[name], layers[name]) for name in layers)
+
+
+class Treacherous(nn.Module):
+    """A convolution whose channels are averaged away or moved before a layer reads as many of something else."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor], reader: nn.Module) -> None:
+        super().__init__()
+        self.writer, self.norm, self.way, self.reader = nn.Conv2d(3, 8, 9), nn.BatchNorm2d(8), way, reader
+        self.norm.weight.data = torch.linspace(0.1, 4, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        read: Tensor = self.reader(self.way(torch.relu(self.norm(self.writer(images)))))
+        return read.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("way", "reader"),
+    [
+        (lambda maps: maps.mean(1).flatten(1), nn.Linear(64, 5)),
+        (lambda maps: maps.flatten(2).mean(1), nn.Linear(64, 5)),
+        (lambda maps: maps.mean(1), nn.Conv1d(8, 5, 1)),
+        (lambda maps: maps.mean((1, 2)), nn.Linear(8, 5)),
+        (lambda maps: maps.flatten(1), nn.Linear(512, 5)),
+        (lambda maps: maps.flatten(2), nn.Linear(64, 5)),
+        (lambda maps: maps.transpose(1, 2), nn.Conv2d(8, 5, 1)),
+        (lambda maps: maps.flatten(2).unflatten(2, (8, 8)).permute(0, 3, 1, 2), nn.Conv2d(8, 5, 1)),
+        (lambda maps: maps.clamp(-1, 1), nn.Conv2d(8, 5, 1)),
+        (lambda maps: maps.mean(2).mean(-1).reshape(-1, 8), nn.Linear(8, 5)),
+        (lambda maps: functional.max_pool2d(maps.flatten(2), 3, 1, 1), nn.Conv1d(8, 5, 1)),
+        (lambda maps: maps.flatten(2), nn.Conv1d(8, 5, 3)),
+    ],
+)
+def test_channels_that_go_astray_are_not_followed(way: Callable[[Tensor], Tensor], reader: nn.Module) -> None:
+    folded, equalized = folded_and_equalized(Treacherous(way, reader))
+    images = torch.randn(8, 3, 16, 16)
+    assert torch.allclose(equalized(images), folded(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [lambda maps: maps.mean((2, 3)), lambda maps: maps.mean((-1, -2), True).view(-1, 8)])
+def test_channels_are_followed_through_means_over_places(pool: Callable[[Tensor], Tensor]) -> None:
+    folded, equalized = folded_and_equalized(Treacherous(pool, nn.Linear(8, 5)))
+    images = torch.randn(8, 3, 16, 16)
+    assert torch.allclose(equalized(images), folded(images), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(layer(equalized, "linear"), layer(folded, "linear"), rtol=0.1)
 
 
 def test_factors_bring_reach_and_weight_to_one_size() -> None:

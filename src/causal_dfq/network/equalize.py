@@ -30,12 +30,10 @@ from causal_dfq.network.operations import (
     weight_layer_nodes,
 )
 
-# Each works on every channel by itself, and commutes with a positive factor.
-_HOMOGENEOUS = frozenset(
-    {"dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "flatten", "clone"}
-)
+_POOLS = frozenset({"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"})
+_RESHAPES = frozenset({"flatten", "reshape", "view", "squeeze"})
 _LARGEST_FACTOR = 8.0
-# Standard deviations beyond a channel's mean that no image exceeds.
+# Standard deviations beyond a channel's mean that images are taken not to exceed.
 _NEVER_EXCEEDED = 10.0
 
 
@@ -56,11 +54,12 @@ class _Link:
 
 
 def equalize(folded: fx.GraphModule, captured: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the folded graph with equalized channels; it computes the same.
+    """A copy of the folded graph with equalized channels.
 
-    A channel whose values an activation clips keeps its size. A channel counts as not clipped if ten of its standard
-    deviations stay below: `captured`, the graph with its BatchNorms, knows them. Tensors that several layers read or
-    write, and layers without a BatchNorm behind, stay as they are.
+    It computes the same; but where an activation clips at a finite end, channels that ten of their standard deviations
+    keep below it are clipped at that many deviations or later. `captured`, the graph with its BatchNorms, knows the
+    deviations. Channels that reach the end within them, tensors that several layers read or write, and layers without a
+    BatchNorm behind stay as they are.
     """
     equalized = fx.GraphModule(folded, copy.deepcopy(folded.graph))
     equalized.add_module(LAYERS, copy.deepcopy(folded.get_submodule(LAYERS)))
@@ -86,8 +85,23 @@ def _links(graph: fx.Graph, channels: Mapping[str, int]) -> Iterator[_Link]:
                 break
             if clipped is not None and clipped[0] == 0:
                 bounds = (0.0, min(bounds[1], clipped[1]))
-            elif operation_name(node) not in _HOMOGENEOUS:
+            elif not _keeps_channels(node):
                 break
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Whether the node makes each channel (dimension 1) of its one argument by itself, and a factor passes through."""
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
+        return False
+    shape, name = source.meta["val"].shape, operation_name(node)
+    if name in _POOLS:
+        return len(shape) == 4
+    if name == "mean":
+        given = node.args[1] if len(node.args) > 1 else None
+        return isinstance(given, list | tuple) and all(isinstance(dim, int) and dim % len(shape) >= 2 for dim in given)
+    result = node.meta["val"].shape
+    return name in _RESHAPES and len(result) >= 2 and result[1] == shape[1] and all(side == 1 for side in shape[2:])
 
 
 def _reads_channels(reader: fx.Node, channels: int) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.errors import CaptureError
 from causal_dfq.network.operations import (
+    LINEAR,
     attribute,
     has_running_statistics,
     is_weight_layer,
@@ -81,7 +82,8 @@ def _parameter(module: fx.GraphModule, node: fx.Node, source: object) -> Tensor:
 
 
 def _following_norm(node: fx.Node) -> fx.Node | None:
-    if len(node.users) != 1:
+    # Of tokens (N, T, D), a BatchNorm takes T for the channels, and a linear layer writes D.
+    if len(node.users) != 1 or (node.target == LINEAR and node.meta["val"].ndim != 2):
         return None
     user = next(iter(node.users))
     return user if has_running_statistics(user) and has_own_scale(user) else None

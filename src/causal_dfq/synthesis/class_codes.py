@@ -8,12 +8,13 @@ from torch import Tensor, fx
 from causal_dfq.network.operations import attribute, class_count, weight_layer_nodes
 
 
-def classifier_rows(folded: fx.GraphModule) -> Tensor | None:
+def classifier_rows(network: fx.GraphModule) -> Tensor | None:
     """What the last layer weighs each class's evidence with, (K, D); None where it has no row for each class."""
-    weight = weight_layer_nodes(folded.graph)[-1].args[1]
-    assert isinstance(weight, fx.Node)
-    rows: Tensor = attribute(folded, str(weight.target)).detach().float().flatten(1)
-    return rows if len(rows) == class_count(folded) else None
+    weight = weight_layer_nodes(network.graph)[-1].args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    rows: Tensor = attribute(network, str(weight.target)).detach().float().flatten(1)
+    return rows if len(rows) == class_count(network) else None
 
 
 def class_codes(rows: Tensor, size: int, random: torch.Generator) -> Tensor:

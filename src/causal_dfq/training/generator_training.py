@@ -54,7 +54,7 @@ class GeneratorTraining:
         with torch.random.fork_rng(devices=[]):
             self.generator = ContentStyleGenerator(views.classes, image_shape, pixel_bounds)
         initialize(self.generator, random)
-        rows = classifier_rows(views.folded)
+        rows = classifier_rows(views.captured)
         if rows is not None:
             with torch.no_grad():
                 self.generator.embedding.weight.copy_(class_codes(rows, VARIATION_SIZE, random))
