@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bench import accuracy
 from bench.ablation import ABLATIONS, WITHOUT_DISCREPANCY
@@ -26,6 +26,7 @@ AGAINST_TIME, AGAINST_BITS = ROOT / "docs" / "accuracy_time.png", ROOT / "docs" 
 
 _FEWEST_PAIRS = 5
 _SIGNIFICANT = 0.05
+_MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
 _INTRODUCTION = """# Results
 
@@ -195,6 +196,11 @@ def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("minutes")
         axes.set_ylabel("drop")
         axes.set_xscale("log")
+        shortest, longest = axes.get_xlim()
+        axes.set_xlim(shortest / 1.5, longest * 1.5)
+        axes.xaxis.set_major_locator(FixedLocator(_MINUTES))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         lowest, highest = axes.get_ylim()
         axes.set_ylim(min(0.0, lowest), highest + 0.1 * (highest - min(0.0, lowest)))
         axes.legend(fontsize=7)
