@@ -51,8 +51,8 @@ moved the drop or the agreement with the float network by more than seeds differ
 - ResNet-20 w5a5: arithmetic in float32 instead of bfloat16. The goal is below the paired standard error of the
   development images.
 - MobileNetV1 w4a8: gradient steps on biases or weights after rounding; equalized channels, which help w8a8 and are in
-  its recipe; rounding that weighs an output's places by whether its ReLU6 passes them; real images instead of scenes (as
-  a reference alone: little is left in the images). More scenes may help by more than seeds differ by."""
+  its recipe; rounding that weighs an output's places by whether its ReLU6 passes them; real images instead of scenes,
+  as a reference alone: little is left in the images. More scenes may help by more than seeds differ by."""
 
 
 def goals_section(entries: list[dict[str, Any]]) -> str:
