@@ -20,7 +20,7 @@ from bench.accuracy import MOBILENET, RESNET20, RESNET32, combined
 from bench.changed_run import Case, quantize_changed
 from bench.environment import ROOT, describe
 from bench.networks import Subject, evaluate_on_sets, load_subject
-from bench.write_tables import replace_between
+from bench.write_tables import by_case, origin_text, replace_between, seeds_text
 from causal_dfq.config import AUTO_BITS, SizeBudget
 from causal_dfq.files import write_text
 from causal_dfq.inspection import inspect_layers
@@ -58,23 +58,16 @@ def table(results: dict[str, Any]) -> str:
         "| network | one width | effort | kB | drop, one width | drop, auto | layers at 2, 4, 8 bits | seeds |",
         "|---|---|---|---:|---:|---:|---|---|",
     ]
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for run in results["runs"]:
-        groups.setdefault((run["network"], run["bits"], run["effort"]), []).append(run)
-    for (network, bits, effort), runs in groups.items():
+    for (network, bits, effort), runs in by_case(results).items():
         chosen = runs[0]["auto"]["widths"]
-        seeds = ", ".join(str(run["seed"]) for run in runs)
         lines.append(
             f"| `{network}` | {bits} deploy | {effort} | {runs[0]['uniform']['bytes'] / 1000:.0f} "
             f"| {_drop(runs, 'uniform')} | {_drop(runs, 'auto')} "
-            f"| {', '.join(str(chosen.get(width, 0)) for width in ('2', '4', '8'))} | {seeds} |"
+            f"| {', '.join(str(chosen.get(width, 0)) for width in ('2', '4', '8'))} | {seeds_text(runs)} |"
         )
     lines += [
         "",
-        "Points of top-1 on development images, mean and standard deviation; "
-        f"{results['machine']['cores']} cores of an {results['machine']['processor']}, "
-        f"torch {results['versions']['torch']}, commit {results['commit'][:10]}: "
-        f"`{results['command']}`.",
+        f"Points of top-1 on development images, mean and standard deviation; {origin_text(results)}",
     ]
     return "\n".join(lines)
 

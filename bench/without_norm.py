@@ -19,7 +19,7 @@ from bench.accuracy import MOBILENET, RESNET20, combined
 from bench.changed_run import Case, quantize_changed
 from bench.environment import ROOT, describe
 from bench.networks import Subject, evaluate_on_sets, load_subject
-from bench.write_tables import replace_between
+from bench.write_tables import by_case, origin_text, replace_between, seeds_text
 from causal_dfq.files import write_text
 from causal_dfq.network.capture import capture
 from causal_dfq.network.fold import fold_batch_norm
@@ -42,18 +42,12 @@ def table(results: dict[str, Any]) -> str:
         "| network | bits | effort | drop with | drop without | seeds |",
         "|---|---|---|---:|---:|---|",
     ]
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for run in results["runs"]:
-        groups.setdefault((run["network"], run["bits"], run["effort"]), []).append(run)
-    for (network, bits, effort), runs in groups.items():
+    for (network, bits, effort), runs in by_case(results).items():
         kept, folded = (sum(run[name] for run in runs) / len(runs) for name in ("drop_with", "drop_without"))
-        seeds = ", ".join(str(run["seed"]) for run in runs)
-        lines.append(f"| `{network}` | {bits} deploy | {effort} | {kept:.2f} | {folded:.2f} | {seeds} |")
+        lines.append(f"| `{network}` | {bits} deploy | {effort} | {kept:.2f} | {folded:.2f} | {seeds_text(runs)} |")
     lines += [
         "",
-        f"Points of top-1 on development images; {results['machine']['cores']} cores of an "
-        f"{results['machine']['processor']}, torch {results['versions']['torch']}, commit {results['commit'][:10]}: "
-        f"`{results['command']}`.",
+        f"Points of top-1 on development images; {origin_text(results)}",
     ]
     return "\n".join(lines)
 

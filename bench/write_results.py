@@ -43,8 +43,8 @@ moved the drop or the agreement with the float network by more than seeds differ
 - ResNet-32 w4a4: half and twice the rounds; twice the imprinted scenes, and scenes between two classes; distillation at
   another temperature; rates of weights half and twice as high; features weighed by their depth; their weight falling in
   the finish; averaged weights; equalized channels; rounding in closed form before training. Trained on the development
-  images themselves, which measures the quantizer and the schedule alone, the same run still loses half of what it loses
-  on synthetic images.
+  images themselves, which measures the quantizer and the schedule alone, the same run still loses a good part
+  of what it loses on synthetic images.
 - ResNet-20 w2a4: longer training, averaged weights, smaller batches, higher rates, mixed, cut, affine and adversarial
   images, and reconstruction before or instead of the equilibrium. More of the loss on features, imprinted scenes and
   scenes did help, and are in the recipe.

@@ -17,6 +17,28 @@ README = ROOT / "README.md"
 NETWORKS = ROOT / "docs" / "networks.md"
 
 
+def by_case(results: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """The runs of each network, bits and effort, in the order in which they were measured."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in results["runs"]:
+        groups.setdefault((run["network"], run["bits"], run["effort"]), []).append(run)
+    return groups
+
+
+def seeds_text(runs: list[dict[str, Any]]) -> str:
+    """ "0, 1, 2"."""
+    return ", ".join(str(run["seed"]) for run in runs)
+
+
+def origin_text(results: dict[str, Any]) -> str:
+    """Machine, version, commit and command of a results file."""
+    machine = results["machine"]
+    return (
+        f"{machine['cores']} cores of an {machine['processor']}, torch {results['versions']['torch']}, "
+        f"commit {results['commit'][:10]}: `{results['command']}`."
+    )
+
+
 def main_job_table(results: dict[str, Any]) -> str:
     """The main job's rows in Markdown, with what they were measured on."""
     lines = [
@@ -30,14 +52,12 @@ def main_job_table(results: dict[str, Any]) -> str:
             f"| {row['top1']:.2f} | {row['drop']:.2f}{spread} "
             f"| {', '.join(map(str, row['seeds']))} | {row['seconds']:.0f} s | {row['peak_memory_gb']:.1f} GB |"
         )
-    first, machine = results["rows"][0], results["machine"]
-    torch_version = results["versions"]["torch"]
+    first = results["rows"][0]
     lines += [
         "",
         f"Top-1 in % on {first['images']:,} development images of CIFAR-10 or CIFAR-100; "
         "mean and standard deviation where there are several seeds, last step; "
-        f"{machine['cores']} cores of an {machine['processor']}, "
-        f"torch {torch_version}, commit {results['commit'][:10]}: `{results['command']}`. The paired standard error of "
+        f"{origin_text(results)} The paired standard error of "
         f"a drop is about {max(row['paired_error'] for row in results['rows']):.1f} points. "
         "Weights per channel, activations per tensor and static, the residual adds included; the input image has "
         "8 bits ([protocols](docs/usage.md#bits-and-protocols)).",

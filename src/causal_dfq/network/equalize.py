@@ -132,6 +132,7 @@ def equal_factors(weight: Tensor, reach: Tensor, end: float) -> Tensor:
 
     Args:
         weight: the reader's, as `by_group` gives it.
+        reach: (I,), as `channel_reach` gives it.
     """
     largest = weight.detach().double().abs().amax((1, 3)).flatten()
     largest = largest.clamp_min(1e-6 * max(float(largest.max()), 1e-6))
