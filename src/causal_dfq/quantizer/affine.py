@@ -145,7 +145,8 @@ def learned_fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, low
     Scale and zero point are scalars, or (O, 1, ...) for values (O, ...). The arithmetic is float32 whatever
     the type of `values`; the result has the type of `values`.
     """
-    takes_few_operators = scale.ndim == 0 and not is_fusing()
+    # A GPU would have to be waited for, for the numbers that those operators take.
+    takes_few_operators = scale.ndim == 0 and not is_fusing() and values.device.type == "cpu"
     function = _LearnedTensorFakeQuantize if takes_few_operators else _LearnedFakeQuantize
     result: Tensor = function.apply(values, scale, zero_point, lowest, highest)
     return result
