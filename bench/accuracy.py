@@ -7,7 +7,7 @@ The method `real` is the upper reference: the causal recipe's training on real t
 
 Writes bench/results/accuracy.json after every run. A stopped bench goes on from there: runs that the file holds
 are kept, each with the commit that it was measured on; `--again` measures those of other packages anew. The last
-step is reported, never the best; the images reach nothing but the final evaluation. Each run is a process of its own.
+step is reported, never the best; the images reach nothing but the final evaluation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +65,7 @@ ROWS = (
     Row(EFFICIENTNET_LITE, "deploy", "w8a8", 0.8, ""),
     Row(EFFICIENTNET_LITE, "deploy", "w4a8", 4.0, ""),
 )
+Work = tuple[int, str, str, int]
 _KEY = ("network", "protocol", "bits", "method", "effort", "seed")
 
 
@@ -77,12 +77,6 @@ class Place:
     real_images: Path | None
     images: Path | None
     device: str
-
-    def as_words(self) -> list[str]:
-        """The options of the command line that say the same."""
-        folders = {"--shared": self.shared, "--real-images": self.real_images, "--images": self.images}
-        given = [word for name, path in folders.items() if path is not None for word in (name, str(path.resolve()))]
-        return [*given, "--device", self.device]
 
 
 def run_once(row: Row, method: str, effort: str, seed: int, place: Place) -> dict[str, Any]:
@@ -100,7 +94,7 @@ def run_once(row: Row, method: str, effort: str, seed: int, place: Place) -> dic
         file = None if place.images is None else place.images / name
         quantized = quantize_changed(subject, case, ablation.change, file)
     memory = peak_memory_gb()
-    evaluations = evaluate_on_sets(quantized, subject, place.shared)
+    evaluations = evaluate_on_sets(quantized, subject, place.shared, place.device)
     return {
         "network": row.network,
         "protocol": row.protocol,
@@ -215,14 +209,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Measure anew what another package gave.")] = False,
     out: Annotated[Path, typer.Option(help="The results file.")] = RESULTS,
-    one: Annotated[str, typer.Option(hidden=True, help="One run as JSON: its arguments.")] = "",
 ) -> None:
     """Runs what is missing, seeds outermost, so that a slow hour meets all rows alike."""
     place = Place(shared, real_images, images, device)
-    if one:
-        index, method, effort, seed = json.loads(one)
-        print(json.dumps(run_once(ROWS[index], method, effort, seed, place)))
-        return
     origin = describe(device)
     runs = kept_runs(out, again)
     known = {tuple(run[name] for name in _KEY) for run in runs}
@@ -237,21 +226,21 @@ def main(
         # Real images are at hand for CIFAR-10 alone.
         if method != REAL or (ROWS[index].network == RESNET20 and real_images is not None)
     ]
-    with ThreadPoolExecutor(jobs) as pool:
-        started = [
-            pool.submit(_in_own_process, [*work], place.as_words(), jobs)
-            for work in wanted
-            if _key(ROWS[work[0]], *work[1:]) not in known
-        ]
-        for done in as_completed(started):
-            run = {"commit": origin["commit"], "origin": origin, "jobs": jobs, **done.result()}
-            runs.append(run)
-            name = " ".join(str(run[part]) for part in _KEY)
-            print(f"{name}: drop {run['drop']:.2f} in {run['seconds']:.0f} s", flush=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_text(out, json.dumps({**origin, "rows": summarize(runs), "runs": runs}, indent=1) + "\n")
+    failures = 0
+    for key, found in _side_by_side([work for work in wanted if _key(*work) not in known], place, jobs):
+        name = " ".join(map(str, key))
+        if isinstance(found, Exception):
+            failures += 1
+            print(f"{name}: failed: {found}", flush=True)
+            continue
+        runs.append({"commit": origin["commit"], "origin": origin, "jobs": jobs, **found})
+        print(f"{name}: drop {found['drop']:.2f} in {found['seconds']:.0f} s", flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, json.dumps({**origin, "rows": summarize(runs), "runs": runs}, indent=1) + "\n")
     # A narrow terminal would cut the names of the networks.
     Console(width=max(Console().width, 130)).print(render(summarize(runs)))
+    if failures:
+        raise typer.Exit(1)
 
 
 def _networks_in_turn() -> list[int]:
@@ -260,19 +249,33 @@ def _networks_in_turn() -> list[int]:
     return sorted(place, key=place.__getitem__)
 
 
-def _key(row: Row, method: str, effort: str, seed: int) -> tuple[str | int, ...]:
+def _key(index: int, method: str, effort: str, seed: int) -> tuple[str | int, ...]:
+    row = ROWS[index]
     return (row.network, row.protocol, row.bits, method, effort, seed)
 
 
-def _in_own_process(arguments: list[Any], given: list[str], jobs: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.accuracy", *given, "--one", json.dumps(arguments)]
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    with tempfile.TemporaryFile("w+") as output:
-        subprocess.run(command, cwd=ROOT, stdout=output, check=True, env=environment)
-        output.seek(0)
-        found: dict[str, Any] = json.loads(output.read().splitlines()[-1])
-    return found
+def _side_by_side(
+    wanted: list[Work], place: Place, jobs: int
+) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any] | Exception]]:
+    """Key and result of each run as it ends, or what it failed with.
+
+    On the CPU each has a process of its own, whose memory is its own. On a GPU processes last: they take as long to
+    start there as a short run.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    runs_a_process = 1 if place.device == "cpu" else None
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=runs_a_process) as pool:
+        started = {pool.submit(_run, work, place): work for work in wanted}
+        for done in as_completed(started):
+            error = done.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            yield _key(*started[done]), error if error is not None else done.result()
+
+
+def _run(work: Work, place: Place) -> dict[str, Any]:
+    index, method, effort, seed = work
+    return run_once(ROWS[index], method, effort, seed, place)
 
 
 if __name__ == "__main__":

@@ -60,13 +60,15 @@ def load_subject(name: str, shared: Path) -> Subject:
     return Subject(network, (3, side, side), tuple(map(float, mean)), tuple(map(float, std)), _SETS[data])
 
 
-def evaluate_on_sets(quantized: QuantizedNetwork, subject: Subject, shared: Path) -> dict[str, dict[str, float | int]]:
+def evaluate_on_sets(
+    quantized: QuantizedNetwork, subject: Subject, shared: Path, device: str = "cpu"
+) -> dict[str, dict[str, float | int]]:
     """The quantized network beside its float32 parent on each of the subject's labelled sets, by its name."""
     preprocessing = Preprocessing(subject.input_shape, subject.mean, subject.std)
     found = {}
     for name in subject.sets:
         images = open_labelled(shared / "data" / name, preprocessing)
-        found[name] = evaluate_pair(quantized, quantized.reference, images, torch.device("cpu")).as_dict()
+        found[name] = evaluate_pair(quantized, quantized.reference, images, torch.device(device)).as_dict()
     return found
 
 

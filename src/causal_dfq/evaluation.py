@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from causal_dfq.data.labelled import LabelledImages
 from causal_dfq.errors import DataError
+from causal_dfq.precision import float32_convolutions
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def evaluate_pair(
     done = 0
     for images, labels in DataLoader(dataset, batch_size=batch_size):
         inputs = images.to(device, memory_format=torch.channels_last)
-        logits, float_logits = quantized(inputs).cpu(), reference(inputs).cpu()
+        with float32_convolutions():
+            logits, float_logits = quantized(inputs).cpu(), reference(inputs).cpu()
         _check_labels(labels, logits.shape[1], dataset)
         for prefix, output in (("", logits), ("float_", float_logits)):
             ranked = output.topk(min(5, output.shape[1]), 1).indices == labels[:, None]

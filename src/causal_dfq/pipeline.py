@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy
 import torch
@@ -33,6 +32,7 @@ from causal_dfq.network.capture import capture
 from causal_dfq.network.equalize import equalize
 from causal_dfq.network.fold import LAYERS, fold_batch_norm
 from causal_dfq.network.operations import attribute, batch_norm_nodes, class_count, weight_layer_nodes
+from causal_dfq.precision import float32_convolutions
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.accumulator import simulate_integers
 from causal_dfq.quantizer.bit_allocation import check_budget
@@ -258,10 +258,12 @@ def chosen_recipe(options: Options) -> Recipe:
     return recipe_for(options.input_shape, METHODS[options.method].recipe)
 
 
-def arithmetic(run: Equilibrium) -> contextlib.AbstractContextManager[Any]:
-    """Compiled where that pays for itself in the whole run."""
+@contextlib.contextmanager
+def arithmetic(run: Equilibrium) -> Iterator[None]:
+    """Float32 as such, and compiled where that pays for itself in the whole run."""
     is_compiled = pays_for_compilation(run.budget, run.recipe, run.image_shape)
-    return fusion(run.device) if is_compiled else contextlib.nullcontext()
+    with float32_convolutions(), fusion(run.device) if is_compiled else contextlib.nullcontext():
+        yield
 
 
 def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
