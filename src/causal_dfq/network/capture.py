@@ -139,9 +139,17 @@ def _cleaned(module: torch.nn.Module) -> fx.GraphModule:
     _make_functional(module)
     _set_evaluation(module)
     _remove_dropout(module)
+    _remove_assertions(module)
     fold_constants(module)
     module.graph.eliminate_dead_code()
     return module
+
+
+def _remove_assertions(module: fx.GraphModule) -> None:
+    """They hold tensors to the type and device of the capture; training and evaluation may have others."""
+    for node in module.graph.nodes:
+        if node.target == aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
 
 
 def _export(network: nn.Module, example: Tensor) -> ExportedProgram:

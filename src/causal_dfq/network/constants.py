@@ -12,6 +12,8 @@ from causal_dfq.network.operations import attribute, operation_name
 _NAME = "constant_"
 # They read nothing of a tensor but its type and its device.
 _FACTORIES = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
+# They read nothing, and would stay on the device that the network was captured on.
+_SOURCES = frozenset({"arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"})
 
 
 @torch.no_grad()
@@ -45,6 +47,8 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
         return False
     if operation_name(node) in _FACTORIES:
         return all(source is node.args[0] for source in node.all_input_nodes)
+    if operation_name(node) in _SOURCES:
+        return not node.all_input_nodes
     return bool(node.all_input_nodes) and all(source in values for source in node.all_input_nodes)
 
 

@@ -118,7 +118,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits, self.is_symmetric = bits, is_symmetric
         if is_symmetric:
-            scale, zero_point = weight_scale(weight, bits), torch.zeros(weight.shape[0])
+            scale, zero_point = weight_scale(weight, bits), weight.new_zeros(weight.shape[0])
         else:
             scale, zero_point = weight_min_max(weight, bits)
         self.log_scale = nn.Parameter(channel_view(weight, scale.log()))
@@ -138,7 +138,7 @@ class WeightQuantizer(nn.Module):
     def fit(self, weight: Tensor, importance: Tensor) -> None:
         """Sets the grids of least squared error on a weight, each entry's error weighted by its importance."""
         if self.is_symmetric:
-            scale, zero_point = weight_scale(weight, self.bits, importance), torch.zeros(weight.shape[0])
+            scale, zero_point = weight_scale(weight, self.bits, importance), weight.new_zeros(weight.shape[0])
         else:
             scale, zero_point = weight_range(weight, self.bits, importance)
         self.log_scale.copy_(channel_view(weight, scale.log()))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from causal_dfq.causal.discrepancy import matching_discrepancy
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.network.operations import attribute
+from causal_dfq.precision import float32_convolutions
 from causal_dfq.quantizer.bit_allocation import CANDIDATE_BITS, LayerChoice, allocate_bits
 from causal_dfq.quantizer.modules import WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
@@ -65,4 +66,5 @@ def choose_weight_bits(views: NetworkViews, images: Tensor, budget: int) -> None
 
 def _logits(views: NetworkViews, images: Tensor) -> Tensor:
     # Outside of autocast, in float32: bfloat16 errs by as much as a grid of 8 bits does.
-    return torch.cat([views.folded(chunk) for chunk in images.split(_CHUNK)])
+    with float32_convolutions():
+        return torch.cat([views.folded(chunk) for chunk in images.split(_CHUNK)])
