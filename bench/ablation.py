@@ -12,7 +12,17 @@ from causal_dfq.training.generator_training import GeneratorTraining
 WITHOUT_DISCREPANCY = "causal-without-discrepancy"
 LONG = "causal-long"
 
-_LONGER = 8
+
+@dataclass(frozen=True)
+class Longer:
+    """How many times what the effort has."""
+
+    scenes: int
+    rounds: float
+    batch: int
+
+
+LONGER = Longer(scenes=4, rounds=1.5, batch=4)
 
 
 @dataclass(frozen=True)
@@ -65,16 +75,22 @@ def add_reconstruction(run: Equilibrium) -> None:
 
 
 def lengthen(run: Equilibrium) -> None:
-    """A schedule for a GPU: many more imprinted scenes, and rounds."""
-    budget = run.budget
+    """A schedule for a GPU: more scenes and rounds, and larger batches of the quantized network."""
+    budget, recipe = run.budget, run.recipe
     run.budget = replace(
         budget,
-        warmup_steps=2 * budget.warmup_steps,
-        imprint_batches=_LONGER * budget.imprint_batches,
-        equilibrium_rounds=_LONGER * budget.equilibrium_rounds,
-        finish_rounds=_LONGER * budget.finish_rounds,
+        imprint_batches=LONGER.scenes * budget.imprint_batches,
+        equilibrium_rounds=int(LONGER.rounds * budget.equilibrium_rounds),
+        finish_rounds=int(LONGER.rounds * budget.finish_rounds),
     )
-    run.use_recipe(run.recipe)
+    run.use_recipe(
+        replace(
+            recipe,
+            student_contents=LONGER.batch * recipe.student_contents,
+            hidden_contents=LONGER.batch * recipe.hidden_contents,
+            scenes=LONGER.batch * recipe.scenes,
+        )
+    )
 
 
 ABLATIONS: Mapping[str, Ablation] = {

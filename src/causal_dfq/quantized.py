@@ -22,6 +22,7 @@ from causal_dfq.quantizer.modules import (
     Accumulator,
     ActivationQuantizer,
     FrozenActivationQuantizer,
+    IntegerAddition,
     IntegerWeight,
     WeightQuantizer,
 )
@@ -97,7 +98,7 @@ class QuantizedNetwork(nn.Module):
             if node.op != "call_module" or str(node.target) in found:
                 continue
             module = attribute(self.graph_module, str(node.target))
-            if isinstance(module, Accumulator):
+            if isinstance(module, Accumulator | IntegerAddition):
                 continue
             kind = "weight" if isinstance(module, IntegerWeight) else "activation"
             found[str(node.target)] = QuantizedTensor(
@@ -248,5 +249,7 @@ def _rebuild(graph: fx.Graph, state: dict[str, Tensor], bits: dict[str, int]) ->
         name, _, buffer = key.rpartition(".")
         if name.startswith(f"{ACCUMULATORS}.") and buffer == "unit":
             _attach(root, name, Accumulator(state[key], state[f"{name}.scale"]))
+        elif name.startswith(f"{ACCUMULATORS}.") and buffer == "scales":
+            _attach(root, name, IntegerAddition(state[key], state[f"{name}.zero_points"]))
     module = fx.GraphModule(root, graph)
     return module.eval()

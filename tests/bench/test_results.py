@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import accuracy
-from bench.ablation import WITHOUT_DISCREPANCY
+from bench.ablation import LONG, WITHOUT_DISCREPANCY
 from bench.paired_test import paired_difference
 from bench.side_by_side import efforts_section, rivals_section
 from bench.write_results import (
@@ -16,6 +16,8 @@ from bench.write_results import (
     draw_against_bits,
     draw_against_time,
     goals_section,
+    gpu_page,
+    long_section,
     methods_section,
 )
 
@@ -148,6 +150,22 @@ def test_the_best_rival_is_named_with_its_share_of_the_time_and_the_gap_to_real_
     without = [entry for entry in entries if entry["method"] != accuracy.REAL]
     assert rivals_section(without).splitlines()[-1].endswith("| yes |  | 1, 1 |")
     assert rivals_section(entries[:1]).splitlines()[-1].startswith("|---")
+
+
+def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
+    entries = accuracy.summarize([run(0, 0.8), run(0, 0.6, LONG), run(0, 9.0, row=1)])
+    lines = [line for line in long_section(entries).splitlines() if line.startswith("| `")]
+    assert len(lines) == 1
+    assert "| w4a4 gdfq | 0.80 | 0.60 | 1.13 (SynQ) | 10.0 | 0 |" in lines[0]
+
+
+def test_the_gpu_is_named() -> None:
+    runs = [{**run(0, 0.8), "threads": 1, "origin": {"command": "python -m bench.accuracy"}}]
+    machine = {"cores": 16, "processor": "CPU", "accelerator": "NVIDIA X"}
+    results = {"machine": machine, "runs": runs, "rows": accuracy.summarize(runs), "versions": {"torch": "2.11"}}
+    page = gpu_page(results)
+    assert "NVIDIA X, 16 cores of an CPU, torch 2.11" in page
+    assert "A longer schedule" not in page
 
 
 def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:

@@ -10,7 +10,7 @@ import causal_dfq
 from causal_dfq.network.operations import attribute
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.quantizer.accumulator import biased_layers, drop_accumulators
-from causal_dfq.quantizer.modules import Accumulator
+from causal_dfq.quantizer.modules import Accumulator, IntegerAddition
 from tests.export.conftest import finished_network
 from tests.networks import ALL, Concatenating, Residual
 
@@ -68,3 +68,22 @@ def test_a_saved_network_keeps_its_accumulators(tmp_path: Path) -> None:
     names = {name for name, module in finished.graph_module.named_modules() if isinstance(module, Accumulator)}
     assert len(names) >= 3
     assert names == {name for name, module in again.graph_module.named_modules() if isinstance(module, Accumulator)}
+
+
+def test_an_addition_is_that_of_the_codes_rounded_once() -> None:
+    scales, zero_points = torch.tensor([0.0477, 0.0444, 0.0316]), torch.tensor([119.0, 122.0, 3.0])
+    first, second = torch.arange(256.0).view(-1, 1), torch.arange(256.0).view(1, -1)
+    values = [(codes - zero) * scale for codes, scale, zero in zip((first, second), scales, zero_points, strict=False)]
+    found = IntegerAddition(scales, zero_points)(*values) / scales[2] + zero_points[2]
+    steps = scales.double()
+    exact = ((first - 119).double() * steps[0] + (second - 122).double() * steps[1]) / steps[2] + 3
+    is_tie = ((exact - exact.floor()) - 0.5).abs() < 1e-4
+    torch.testing.assert_close(found.double()[~is_tie], exact.round()[~is_tie], rtol=0, atol=1e-3)
+    assert ((found.double() - exact).abs() < 0.501).all()
+
+
+def test_an_addition_is_simulated_where_both_tensors_and_the_sum_are_on_grids() -> None:
+    graph = finished_network(Residual()).graph_module
+    assert len([module for module in graph.modules() if isinstance(module, IntegerAddition)]) == 1
+    assert not [node for node in graph.graph.nodes if str(node.target) == "aten.add.Tensor"]
+    assert not [m for m in finished_network(Residual(), protocol="gdfq").modules() if isinstance(m, IntegerAddition)]

@@ -27,7 +27,7 @@ from causal_dfq.network.operations import (
     operation_name,
 )
 from causal_dfq.quantizer.affine import integer_range, quantize
-from causal_dfq.quantizer.modules import Accumulator, IntegerWeight
+from causal_dfq.quantizer.modules import Accumulator, IntegerAddition, IntegerWeight
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 ACCUMULATORS = "accumulators"
@@ -83,10 +83,12 @@ def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -
 def simulate_integers(module: fx.GraphModule) -> None:
     """Makes a finished graph round as an integer runtime does, in place.
 
-    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, and a BatchNorm that no
-    layer has absorbed is a product and a sum, which every runtime rounds alike.
+    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums of two tensors as
+    their codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every runtime rounds
+    alike.
     """
     _simulate_accumulators(module)
+    _simulate_additions(module)
     _write_norms_out(module)
     module.recompile()
 
@@ -120,19 +122,53 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
         if call is not None:
             places = 0 if layer.node.target == LINEAR else layer.node.meta["val"].ndim - 2
             accumulator = Accumulator(unit.view(-1, *[1] * places), attribute(module, str(call.target)).scale)
-            if not hasattr(module, ACCUMULATORS):
-                module.add_module(ACCUMULATORS, nn.Module())
-            attribute(module, ACCUMULATORS).add_module(layer.name, accumulator)
+            _add_accumulator(module, layer.name, accumulator)
             with module.graph.inserting_before(call):
                 rounded = module.graph.call_module(f"{ACCUMULATORS}.{layer.name}", (call.args[0],))
             call.update_arg(0, rounded)
 
 
+def _simulate_additions(module: fx.GraphModule) -> None:
+    grids = value_grids(module.graph)
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target != aten.add.Tensor or node.kwargs:
+            continue
+        call = _only_quantizer(node)
+        if call is None or not all(source in grids for source in node.args):
+            continue
+        quantizers = [attribute(module, name) for name in (*(grids[source] for source in node.args), str(call.target))]
+        scales, zero_points = (
+            torch.stack([getattr(quantizer, name).float().reshape(()) for quantizer in quantizers])
+            for name in ("scale", "zero_point")
+        )
+        _add_accumulator(module, node.name, IntegerAddition(scales, zero_points))
+        with module.graph.inserting_before(node):
+            total = module.graph.call_module(f"{ACCUMULATORS}.{node.name}", node.args)
+        total.meta = dict(node.meta)
+        node.replace_all_uses_with(total)
+        module.graph.erase_node(node)
+
+
+def _add_accumulator(module: fx.GraphModule, name: str, accumulator: nn.Module) -> None:
+    if not hasattr(module, ACCUMULATORS):
+        module.add_module(ACCUMULATORS, nn.Module())
+    attribute(module, ACCUMULATORS).add_module(name, accumulator)
+
+
 def drop_accumulators(module: fx.GraphModule) -> None:
     """Takes the accumulators out of a graph, for one whose grids will change or that a runtime gives its own."""
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and isinstance(attribute(module, str(node.target)), Accumulator):
+        if node.op != "call_module":
+            continue
+        accumulator = attribute(module, str(node.target))
+        if isinstance(accumulator, Accumulator):
             node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+        elif isinstance(accumulator, IntegerAddition):
+            with module.graph.inserting_before(node):
+                total = module.graph.call_function(aten.add.Tensor, node.args)
+            total.meta = dict(node.meta)
+            node.replace_all_uses_with(total)
             module.graph.erase_node(node)
     module.recompile()
 

@@ -109,6 +109,43 @@ class Accumulator(nn.Module):
         return torch.round(accumulated * (self.unit / self.scale)) * self.scale
 
 
+class IntegerAddition(nn.Module):
+    """Adds two tensors on grids and rounds to a third, in the arithmetic of an integer runtime.
+
+    Codes are weighed by the ratios of their steps to the result's; what the zero points make of that is added to the
+    first before the second, each product and sum in one rounding: a tie is broken as it is there.
+
+    Source: Jacob et al. (CVPR 2018), appendix A.2; the arithmetic is ONNX Runtime's [ours].
+
+    Args:
+        scales, zero_points: (3,), of the first tensor, the second and the result.
+    """
+
+    scales: Tensor
+    zero_points: Tensor
+
+    def __init__(self, scales: Tensor, zero_points: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scales", scales.detach().clone())
+        self.register_buffer("zero_points", zero_points.detach().clone())
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two tensors of shapes that broadcast -> multiples of the result's step."""
+        ratios = self.scales[:2] / self.scales[2]
+        constant = self.zero_points[2] - (ratios * self.zero_points[:2]).sum()
+        codes, others = (
+            torch.round(values / scale) + zero_point
+            for values, scale, zero_point in zip((first, second), self.scales, self.zero_points, strict=False)
+        )
+        total = _multiply_add(others, ratios[1], _multiply_add(codes, ratios[0], constant))
+        return (torch.round(total) - self.zero_points[2]) * self.scales[2]
+
+
+def _multiply_add(codes: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
+    """codes * factor + summand in float32, rounded once as a processor does it: in float64 the product is exact."""
+    return (codes.double() * factor.double() + summand.double()).float()
+
+
 class WeightQuantizer(nn.Module):
     """Per output channel and signed; the step sizes are learned through their logarithms [ours]."""
 

@@ -64,10 +64,9 @@ class Budget:
         return self.finish_rounds * self.steps_per_round
 
 
-# Rounding in closed form takes the place of the first rounds. Training that goes on for longer does better from the
-# weights as they were [ours].
+# Where rounds train Q, rounding in closed form would cost more than the rounds that it saves [ours].
 BUDGETS: dict[Effort, Budget] = {
-    "fast": Budget(60, 3, 5, imprint_batches=2, imprint_iterations=40, rounding_images=512),
+    "fast": Budget(40, 5, 19, imprint_batches=2, imprint_iterations=40),
     "balanced": Budget(160, 40, 140, imprint_batches=6, imprint_iterations=60),
     "best": Budget(240, 50, 240, imprint_batches=8, imprint_iterations=80),
 }
@@ -77,7 +76,7 @@ BUDGETS: dict[Effort, Budget] = {
 LARGE_IMAGE_BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(20, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
     "balanced": Budget(30, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
-    "best": Budget(40, 0, 0, imprint_batches=12, imprint_iterations=120, rounding_images=32),
+    "best": Budget(40, 0, 0, imprint_batches=24, imprint_iterations=60, rounding_images=32),
 }
 
 
