@@ -16,24 +16,22 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-_UNKNOWN = "unknown"
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "causal-dfq")
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Command, commit, versions and machine, with its GPU where the numbers come from one.
 
-    In a copy of the tree without its history, the commit is what the environment's SOURCE_COMMIT says.
+    In a copy of a commit's tree, where git does not know it, the environment's SOURCE_COMMIT says which.
     """
     machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
     if device != "cpu":
         machine["accelerator"] = torch.cuda.get_device_name(device)
-    commit = _git("rev-parse", "HEAD")
-    is_copy = commit == _UNKNOWN
+    copied = os.environ.get("SOURCE_COMMIT")
     return {
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
-        "commit": os.environ.get("SOURCE_COMMIT", _UNKNOWN) if is_copy else commit,
-        "is_clean": is_copy
+        "commit": copied or _git("rev-parse", "HEAD"),
+        "is_clean": copied is not None
         or _git("status", "--porcelain", "--untracked-files=no", "--", "src", "bench", ":!bench/results") == "",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -67,7 +65,7 @@ def _module() -> str:
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else _UNKNOWN
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def _processor() -> str:

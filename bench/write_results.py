@@ -38,9 +38,9 @@ drops, not their accuracies."""
 
 _GPU_INTRODUCTION = """# Results on a GPU
 
-The same bench on a GPU, where all methods fit into an hour, and with a longer schedule; [results.md](results.md)
-says how drops are measured. Efforts are numbers of steps: they give each method about the same time on a CPU, and other
-times here, where runs lie side by side and an operator costs the same for few images as for many."""
+The bench of [results.md](results.md), which says how drops are measured, on a GPU. An effort is a number of steps: it
+gives each method about the same time on a CPU, and other times here, where runs lie side by side and an operator costs
+the same for few images as for many."""
 
 _ATTEMPTS = """## What was tried on rows that miss
 
@@ -270,13 +270,14 @@ def origin_section(results: dict[str, Any]) -> str:
     machine, runs = results["machine"], results["runs"]
     commits = sorted({run["commit"][:10] for run in runs})
     threads = " or ".join(str(count) for count in sorted({run["threads"] for run in runs}))
+    jobs = " or ".join(str(count) for count in sorted({run["jobs"] for run in runs}))
     commands = list(dict.fromkeys(run["origin"]["command"] for run in runs))
     return "\n".join(
         [
             "## Origin",
             "",
             f"{_computer(machine)}, torch {results['versions']['torch']}; commits "
-            f"{', '.join(commits)}; one process a run, threads each: {threads}. Runs that share their "
+            f"{', '.join(commits)}; threads of a run: {threads}; runs side by side: {jobs}. Runs that share their "
             "images count the time of making them each.",
             "",
             *(f"    {command}" for command in commands),

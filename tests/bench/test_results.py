@@ -160,7 +160,7 @@ def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
 
 
 def test_the_gpu_is_named() -> None:
-    runs = [{**run(0, 0.8), "threads": 1, "origin": {"command": "python -m bench.accuracy"}}]
+    runs = [{**run(0, 0.8), "threads": 1, "jobs": 4, "origin": {"command": "python -m bench.accuracy"}}]
     machine = {"cores": 16, "processor": "CPU", "accelerator": "NVIDIA X"}
     results = {"machine": machine, "runs": runs, "rows": accuracy.summarize(runs), "versions": {"torch": "2.11"}}
     page = gpu_page(results)
