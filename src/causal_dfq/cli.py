@@ -110,7 +110,7 @@ def quantize(
     std: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bits.")] = 0,
+    seed: Annotated[int, typer.Option(help="On a CPU the same seed gives the same bits.")] = 0,
     memory_limit: Annotated[str | None, typer.Option(help="Like 2GB: batches shrink to fit.")] = None,
     size_budget: Annotated[
         str | None, typer.Option(help="With bits auto, of all weights: 600KB, or 0.6 of their size at 8 bits.")

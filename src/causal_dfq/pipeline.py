@@ -123,7 +123,7 @@ def quantize(
             keep to what a picture can hold, and the input's grid is exact.
         method: "causal", or one of the field's to compare with: "zeroq", "gdfq", "genie", "synq".
         device: "auto", "cpu", "cuda", "cuda:1".
-        seed: the same seed on the same machine gives the same bits.
+        seed: on a CPU the same seed on the same machine gives the same bits; a GPU adds up in another order each time.
         memory_limit: "2GB" and the like: what the process should keep to; batches shrink to fit.
         size_budget: with bits "auto" what all weights may take: "600KB", or "0.6" of what they take at 8 bits.
         on_step: called after every step.

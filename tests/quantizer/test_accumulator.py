@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import causal_dfq
 from causal_dfq.network.operations import attribute
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.quantizer.accumulator import biased_layers, drop_accumulators
-from causal_dfq.quantizer.modules import Accumulator, IntegerAddition
+from causal_dfq.quantizer.modules import Accumulator, IntegerAddition, IntegerProduct, OfTwoGrids
 from tests.export.conftest import finished_network
 from tests.networks import ALL, Concatenating, Residual
 
@@ -70,20 +70,40 @@ def test_a_saved_network_keeps_its_accumulators(tmp_path: Path) -> None:
     assert names == {name for name, module in again.graph_module.named_modules() if isinstance(module, Accumulator)}
 
 
-def test_an_addition_is_that_of_the_codes_rounded_once() -> None:
-    scales, zero_points = torch.tensor([0.0477, 0.0444, 0.0316]), torch.tensor([119.0, 122.0, 3.0])
+SCALES, ZERO_POINTS = torch.tensor([0.0477, 0.0444, 0.0316]), torch.tensor([119.0, 122.0, 3.0])
+
+
+@pytest.mark.parametrize("kind", [IntegerAddition, IntegerProduct])
+def test_two_tensors_become_the_nearest_code_of_the_result(kind: type[OfTwoGrids]) -> None:
     first, second = torch.arange(256.0).view(-1, 1), torch.arange(256.0).view(1, -1)
-    values = [(codes - zero) * scale for codes, scale, zero in zip((first, second), scales, zero_points, strict=False)]
-    found = IntegerAddition(scales, zero_points)(*values) / scales[2] + zero_points[2]
-    steps = scales.double()
-    exact = ((first - 119).double() * steps[0] + (second - 122).double() * steps[1]) / steps[2] + 3
-    is_tie = ((exact - exact.floor()) - 0.5).abs() < 1e-4
-    torch.testing.assert_close(found.double()[~is_tie], exact.round()[~is_tie], rtol=0, atol=1e-3)
-    assert ((found.double() - exact).abs() < 0.501).all()
+    a, b = (first - 119) * SCALES[0], (second - 122) * SCALES[1]
+    found = (kind(SCALES, ZERO_POINTS)(a, b) / SCALES[2] + ZERO_POINTS[2]).double()
+    a, b = (first - 119).double() * SCALES[0].double(), (second - 122).double() * SCALES[1].double()
+    exact = (a + b if kind is IntegerAddition else a * b) / SCALES[2].double() + 3
+    is_tie = ((exact - exact.floor()) - 0.5).abs() < 1e-3
+    torch.testing.assert_close(found[~is_tie], exact.round()[~is_tie], rtol=1e-6, atol=1e-3)
+    assert ((found - exact).abs() < 0.502).all()
 
 
-def test_an_addition_is_simulated_where_both_tensors_and_the_sum_are_on_grids() -> None:
-    graph = finished_network(Residual()).graph_module
-    assert len([module for module in graph.modules() if isinstance(module, IntegerAddition)]) == 1
-    assert not [node for node in graph.graph.nodes if str(node.target) == "aten.add.Tensor"]
-    assert not [m for m in finished_network(Residual(), protocol="gdfq").modules() if isinstance(m, IntegerAddition)]
+class Gated(Residual):
+    """A tensor times another one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.bn1(self.conv1(images)))
+        features = features * torch.sigmoid(self.bn2(self.conv2(features)))
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("network", "kind"), [(Residual, IntegerAddition), (Gated, IntegerProduct)])
+def test_pairs_are_simulated_where_both_and_the_result_are_on_grids(
+    network: type[nn.Module], kind: type[OfTwoGrids], tmp_path: Path
+) -> None:
+    finished = finished_network(network())
+    assert [type(module) for module in finished.modules() if isinstance(module, OfTwoGrids)] == [kind]
+    of_papers = finished_network(network(), protocol="gdfq")
+    assert not [module for module in of_papers.modules() if isinstance(module, OfTwoGrids)]
+    finished.save(tmp_path)
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(causal_dfq.load(tmp_path)(images), finished(images))
+    drop_accumulators(finished.graph_module)
+    assert not [node for node in finished.graph_module.graph.nodes if str(node.target).startswith(("sums", "products"))]

@@ -27,11 +27,14 @@ from causal_dfq.network.operations import (
     operation_name,
 )
 from causal_dfq.quantizer.affine import integer_range, quantize
-from causal_dfq.quantizer.modules import Accumulator, IntegerAddition, IntegerWeight
+from causal_dfq.quantizer.modules import Accumulator, IntegerAddition, IntegerProduct, IntegerWeight, OfTwoGrids
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 ACCUMULATORS = "accumulators"
 _NORM = "norm_of_"
+_SUMS, _PRODUCTS = "sums", "products"
+OF_TWO_GRIDS: dict[str, type[OfTwoGrids]] = {_SUMS: IntegerAddition, _PRODUCTS: IntegerProduct}
+_OPERATIONS = {_SUMS: aten.add.Tensor, _PRODUCTS: aten.mul.Tensor}
 # The other half of what 32 bits hold is for the products.
 _LARGEST_BIAS = 2**30
 
@@ -83,12 +86,12 @@ def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -
 def simulate_integers(module: fx.GraphModule) -> None:
     """Makes a finished graph round as an integer runtime does, in place.
 
-    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums of two tensors as
-    their codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every runtime rounds
-    alike.
+    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums and products of two
+    tensors as those of codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every
+    runtime rounds alike.
     """
     _simulate_accumulators(module)
-    _simulate_additions(module)
+    _simulate_pairs(module)
     _write_norms_out(module)
     module.recompile()
 
@@ -122,16 +125,17 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
         if call is not None:
             places = 0 if layer.node.target == LINEAR else layer.node.meta["val"].ndim - 2
             accumulator = Accumulator(unit.view(-1, *[1] * places), attribute(module, str(call.target)).scale)
-            _add_accumulator(module, layer.name, accumulator)
+            _add(module, ACCUMULATORS, layer.name, accumulator)
             with module.graph.inserting_before(call):
                 rounded = module.graph.call_module(f"{ACCUMULATORS}.{layer.name}", (call.args[0],))
             call.update_arg(0, rounded)
 
 
-def _simulate_additions(module: fx.GraphModule) -> None:
+def _simulate_pairs(module: fx.GraphModule) -> None:
     grids = value_grids(module.graph)
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target != aten.add.Tensor or node.kwargs:
+        kind = next((name for name, operation in _OPERATIONS.items() if node.target == operation), None)
+        if kind is None or node.kwargs:
             continue
         call = _only_quantizer(node)
         if call is None or not all(source in grids for source in node.args):
@@ -141,18 +145,22 @@ def _simulate_additions(module: fx.GraphModule) -> None:
             torch.stack([getattr(quantizer, name).float().reshape(()) for quantizer in quantizers])
             for name in ("scale", "zero_point")
         )
-        _add_accumulator(module, node.name, IntegerAddition(scales, zero_points))
+        _add(module, kind, node.name, OF_TWO_GRIDS[kind](scales, zero_points))
         with module.graph.inserting_before(node):
-            total = module.graph.call_module(f"{ACCUMULATORS}.{node.name}", node.args)
-        total.meta = dict(node.meta)
-        node.replace_all_uses_with(total)
-        module.graph.erase_node(node)
+            simulated = module.graph.call_module(f"{kind}.{node.name}", node.args)
+        _put_in_its_place(simulated, node)
 
 
-def _add_accumulator(module: fx.GraphModule, name: str, accumulator: nn.Module) -> None:
-    if not hasattr(module, ACCUMULATORS):
-        module.add_module(ACCUMULATORS, nn.Module())
-    attribute(module, ACCUMULATORS).add_module(name, accumulator)
+def _put_in_its_place(new: fx.Node, old: fx.Node) -> None:
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def _add(module: fx.GraphModule, kind: str, name: str, simulation: nn.Module) -> None:
+    if not hasattr(module, kind):
+        module.add_module(kind, nn.Module())
+    attribute(module, kind).add_module(name, simulation)
 
 
 def drop_accumulators(module: fx.GraphModule) -> None:
@@ -164,12 +172,11 @@ def drop_accumulators(module: fx.GraphModule) -> None:
         if isinstance(accumulator, Accumulator):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif isinstance(accumulator, IntegerAddition):
+        elif isinstance(accumulator, OfTwoGrids):
+            operation = _OPERATIONS[str(node.target).partition(".")[0]]
             with module.graph.inserting_before(node):
-                total = module.graph.call_function(aten.add.Tensor, node.args)
-            total.meta = dict(node.meta)
-            node.replace_all_uses_with(total)
-            module.graph.erase_node(node)
+                plain = module.graph.call_function(operation, node.args)
+            _put_in_its_place(plain, node)
     module.recompile()
 
 

@@ -109,13 +109,8 @@ class Accumulator(nn.Module):
         return torch.round(accumulated * (self.unit / self.scale)) * self.scale
 
 
-class IntegerAddition(nn.Module):
-    """Adds two tensors on grids and rounds to a third, in the arithmetic of an integer runtime.
-
-    Codes are weighed by the ratios of their steps to the result's; what the zero points make of that is added to the
-    first before the second, each product and sum in one rounding: a tie is broken as it is there.
-
-    Source: Jacob et al. (CVPR 2018), appendix A.2; the arithmetic is ONNX Runtime's [ours].
+class OfTwoGrids(nn.Module):
+    """Computes of two tensors on grids, and rounds to a third, in the arithmetic of an integer runtime.
 
     Args:
         scales, zero_points: (3,), of the first tensor, the second and the result.
@@ -131,14 +126,40 @@ class IntegerAddition(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two tensors of shapes that broadcast -> multiples of the result's step."""
-        ratios = self.scales[:2] / self.scales[2]
-        constant = self.zero_points[2] - (ratios * self.zero_points[:2]).sum()
-        codes, others = (
-            torch.round(values / scale) + zero_point
-            for values, scale, zero_point in zip((first, second), self.scales, self.zero_points, strict=False)
-        )
-        total = _multiply_add(others, ratios[1], _multiply_add(codes, ratios[0], constant))
-        return (torch.round(total) - self.zero_points[2]) * self.scales[2]
+        steps = [torch.round(values / scale) for values, scale in zip((first, second), self.scales, strict=False)]
+        return (torch.round(self.code(*steps)) - self.zero_points[2]) * self.scales[2]
+
+    def code(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two tensors in steps from zero -> the result's code, before it is rounded."""
+        raise NotImplementedError
+
+
+class IntegerAddition(OfTwoGrids):
+    """Adds two tensors.
+
+    Codes are weighed by the ratios of their steps to the result's; what the zero points make of that is added to the
+    first before the second, each product and sum in one rounding: a tie is broken as it is there.
+
+    Source: Jacob et al. (CVPR 2018), appendix A.2; the arithmetic is ONNX Runtime's [ours].
+    """
+
+    def code(self, first: Tensor, second: Tensor) -> Tensor:
+        """The weighed sum of the codes."""
+        ratios, zero_points = self.scales[:2] / self.scales[2], self.zero_points
+        constant = zero_points[2] - (ratios * zero_points[:2]).sum()
+        started = _multiply_add(first + zero_points[0], ratios[0], constant)
+        return _multiply_add(second + zero_points[1], ratios[1], started)
+
+
+class IntegerProduct(OfTwoGrids):
+    """Multiplies two tensors: the product of their steps is exact, and one factor takes it to the result's codes.
+
+    Source: Jacob et al. (CVPR 2018), section 2.2; the arithmetic is ONNX Runtime's [ours].
+    """
+
+    def code(self, first: Tensor, second: Tensor) -> Tensor:
+        """The scaled product."""
+        return first * second * (self.scales[0] * self.scales[1] / self.scales[2]) + self.zero_points[2]
 
 
 def _multiply_add(codes: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
