@@ -42,6 +42,21 @@ def test_units_come_nearer_to_their_targets_and_codes_stay_in_their_range(protoc
         assert lowest <= int(codes.min()) < int(codes.max()) <= highest
 
 
+def test_no_more_images_are_held_than_memory_allows() -> None:
+    run, images = calibrated("w3a8")
+    # Eight maps of 8x8 are the largest tensor between two units.
+    settings = RoundingSettings(largest_bytes=40 * 8 * 8 * 8 * 4)
+    walks = [layer_rounding(run.views, images, settings, seed) for seed in (0, 0, 1)]
+    seen = [walk._exact for walk in walks]
+    assert [len(held) for held in seen] == [40] * 3
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    rows = {tuple(image.flatten().tolist()) for image in images}
+    assert all(tuple(image.flatten().tolist()) in rows for image in seen[0])
+    fits = [walks[0].fit_next() for _ in walks[0].units]
+    assert sum(fit.after for fit in fits) < sum(fit.before for fit in fits)
+
+
 def test_it_is_a_phase_with_a_step_for_each_unit_after_which_rates_follow_the_step_sizes() -> None:
     run, _ = calibrated("w3a8")
     units = len(reconstruction_units(run.views.folded))

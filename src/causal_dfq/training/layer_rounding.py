@@ -19,7 +19,7 @@ from causal_dfq.quantizer.affine import integer_range
 from causal_dfq.quantizer.modules import WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.second_order import Moments, joined, least_squares_weight, round_in_order, within_cell
-from causal_dfq.training.unit_walk import CHUNK, UnitData, UnitWalk
+from causal_dfq.training.unit_walk import CHUNK, UnitData, UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
 
 
@@ -31,6 +31,8 @@ class RoundingSettings:
         samples: places that a layer is looked at, over all images; every layer has as many as it has places.
         pull: how much a weight of 4 bits is held to P's, in units of the mean over its inputs of their sums of squares.
         damping: of the second moments, in the same units.
+        largest_bytes: what a tensor between two units may take over all images; where it would take more, fewer images,
+            drawn at random, are looked at. A walk holds four such tensors at a time.
         largest_fan_in: inputs of an output channel beyond which second moments would not fit into memory; such a layer
             stays on the grids of its weight.
     """
@@ -39,6 +41,7 @@ class RoundingSettings:
     pull: float = 0.2
     damping: float = 0.01
     largest_fan_in: int = 8192
+    largest_bytes: int = 2 * 2**30
 
     def pull_of(self, bits: int) -> float:
         """Twice as much for every two bits more: the finer the grids, the less has a layer to make up for [ours]."""
@@ -54,7 +57,17 @@ def layer_rounding(views: NetworkViews, images: Tensor, settings: RoundingSettin
         for name in unit.layers:
             round_layer(views, unit, name, data, settings, random)
 
-    return UnitWalk(views, images, fit)
+    return UnitWalk(views, _held(views, images, settings.largest_bytes, seed), fit)
+
+
+def _held(views: NetworkViews, images: Tensor, largest_bytes: int, seed: int) -> Tensor:
+    shapes = {node.name: node.meta["val"].shape[1:] for node in views.folded.graph.nodes if "val" in node.meta}
+    largest = max(shapes[unit.result].numel() for unit in reconstruction_units(views.folded))
+    count = max(1, largest_bytes // (largest * images.element_size()))
+    if count >= len(images):
+        return images
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+    return images[chosen.sort().values.to(images.device)]
 
 
 @torch.no_grad()
