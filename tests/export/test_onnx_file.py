@@ -276,7 +276,23 @@ class Dense(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
-@pytest.mark.parametrize("network", [Deep, Dense])
+class Gated(nn.Module):
+    """Eight blocks with a gate each, of sigmoids of what it scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 if n == 0 else 8, 8, 3, padding=1) for n in range(8))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(8))
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            features = norm(layer(features))
+            features = features * torch.sigmoid(features)
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [Deep, Dense, Gated])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
 def test_file_and_simulation_are_the_same_numbers(network: type[nn.Module], bits: str) -> None:
     quantized = finished_network(network(), bits, side=16)

@@ -147,7 +147,7 @@ def _cleaned(module: torch.nn.Module) -> fx.GraphModule:
 
 def _remove_assertions(module: fx.GraphModule) -> None:
     """They hold tensors to the type and device of the capture; training and evaluation may have others."""
-    for node in module.graph.nodes:
+    for node in list(module.graph.nodes):
         if node.target == aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
 

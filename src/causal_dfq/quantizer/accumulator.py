@@ -32,7 +32,7 @@ from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZ
 
 ACCUMULATORS = "accumulators"
 _NORM = "norm_of_"
-_SUMS, _PRODUCTS = "sums", "products"
+_SUMS, _PRODUCTS = f"{ACCUMULATORS}.of_sums", f"{ACCUMULATORS}.of_products"
 OF_TWO_GRIDS: dict[str, type[OfTwoGrids]] = {_SUMS: IntegerAddition, _PRODUCTS: IntegerProduct}
 _OPERATIONS = {_SUMS: aten.add.Tensor, _PRODUCTS: aten.mul.Tensor}
 # The other half of what 32 bits hold is for the products.
@@ -134,8 +134,8 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
 def _simulate_pairs(module: fx.GraphModule) -> None:
     grids = value_grids(module.graph)
     for node in list(module.graph.nodes):
-        kind = next((name for name, operation in _OPERATIONS.items() if node.target == operation), None)
-        if kind is None or node.kwargs:
+        folder = next((name for name, operation in _OPERATIONS.items() if node.target == operation), None)
+        if folder is None or node.kwargs:
             continue
         call = _only_quantizer(node)
         if call is None or not all(source in grids for source in node.args):
@@ -145,9 +145,9 @@ def _simulate_pairs(module: fx.GraphModule) -> None:
             torch.stack([getattr(quantizer, name).float().reshape(()) for quantizer in quantizers])
             for name in ("scale", "zero_point")
         )
-        _add(module, kind, node.name, OF_TWO_GRIDS[kind](scales, zero_points))
+        _add(module, folder, node.name, OF_TWO_GRIDS[folder](scales, zero_points))
         with module.graph.inserting_before(node):
-            simulated = module.graph.call_module(f"{kind}.{node.name}", node.args)
+            simulated = module.graph.call_module(f"{folder}.{node.name}", node.args)
         _put_in_its_place(simulated, node)
 
 
@@ -157,23 +157,26 @@ def _put_in_its_place(new: fx.Node, old: fx.Node) -> None:
     old.graph.erase_node(old)
 
 
-def _add(module: fx.GraphModule, kind: str, name: str, simulation: nn.Module) -> None:
-    if not hasattr(module, kind):
-        module.add_module(kind, nn.Module())
-    attribute(module, kind).add_module(name, simulation)
+def _add(module: fx.GraphModule, folder: str, name: str, simulation: nn.Module) -> None:
+    owner: nn.Module = module
+    for part in folder.split("."):
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    owner.add_module(name, simulation)
 
 
 def drop_accumulators(module: fx.GraphModule) -> None:
-    """Takes the accumulators out of a graph, for one whose grids will change or that a runtime gives its own."""
+    """Takes an integer runtime's arithmetic out of a graph, for one whose grids will change or that a runtime runs."""
     for node in list(module.graph.nodes):
         if node.op != "call_module":
             continue
-        accumulator = attribute(module, str(node.target))
-        if isinstance(accumulator, Accumulator):
+        simulation = attribute(module, str(node.target))
+        if isinstance(simulation, Accumulator):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif isinstance(accumulator, OfTwoGrids):
-            operation = _OPERATIONS[str(node.target).partition(".")[0]]
+        elif isinstance(simulation, OfTwoGrids):
+            operation = _OPERATIONS[str(node.target).rpartition(".")[0]]
             with module.graph.inserting_before(node):
                 plain = module.graph.call_function(operation, node.args)
             _put_in_its_place(plain, node)
@@ -181,7 +184,7 @@ def drop_accumulators(module: fx.GraphModule) -> None:
 
 
 def _only_quantizer(node: fx.Node) -> fx.Node | None:
-    """The call of the quantizer that alone reads a layer's output, through clipping activations."""
+    """The call of the quantizer that alone reads a tensor, through clipping activations."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "call_module" and str(node.target).startswith(f"{ACTIVATION_QUANTIZERS}."):

@@ -1,4 +1,4 @@
-"""The quantizers that stand in a graph: on activations, on trained weights, on finished weights."""
+"""What stands in a graph: quantizers of activations and weights, and the arithmetic of an integer runtime."""
 
 from __future__ import annotations
 
@@ -126,8 +126,10 @@ class OfTwoGrids(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two tensors of shapes that broadcast -> multiples of the result's step."""
-        steps = [torch.round(values / scale) for values, scale in zip((first, second), self.scales, strict=False)]
-        return (torch.round(self.code(*steps)) - self.zero_points[2]) * self.scales[2]
+        of_first, of_second, of_result = self.scales
+        code = torch.round(self.code(torch.round(first / of_first), torch.round(second / of_second)))
+        values: Tensor = (code - self.zero_points[2]) * of_result
+        return values
 
     def code(self, first: Tensor, second: Tensor) -> Tensor:
         """Two tensors in steps from zero -> the result's code, before it is rounded."""
@@ -138,17 +140,19 @@ class IntegerAddition(OfTwoGrids):
     """Adds two tensors.
 
     Codes are weighed by the ratios of their steps to the result's; what the zero points make of that is added to the
-    first before the second, each product and sum in one rounding: a tie is broken as it is there.
+    second before the first, each product and sum in one rounding: a tie is broken as it is there.
 
-    Source: Jacob et al. (CVPR 2018), appendix A.2; the arithmetic is ONNX Runtime's [ours].
+    Source: Jacob et al. (CVPR 2018), appendix A.2; the arithmetic is that of ONNX Runtime's kernel for x86 with AVX2
+    and FMA, found by comparing all pairs of codes [ours].
     """
 
     def code(self, first: Tensor, second: Tensor) -> Tensor:
-        """The weighed sum of the codes."""
-        ratios, zero_points = self.scales[:2] / self.scales[2], self.zero_points
-        constant = zero_points[2] - (ratios * zero_points[:2]).sum()
-        started = _multiply_add(first + zero_points[0], ratios[0], constant)
-        return _multiply_add(second + zero_points[1], ratios[1], started)
+        """The weighed sum of the codes, of the shape of first + second."""
+        of_first, of_second = self.scales[:2] / self.scales[2]
+        zero_of_first, zero_of_second, zero_point = self.zero_points
+        constant = zero_point - _multiply_add(zero_of_first, of_first, of_second * zero_of_second)
+        started = _multiply_add(second + zero_of_second, of_second, constant)
+        return _multiply_add(first + zero_of_first, of_first, started)
 
 
 class IntegerProduct(OfTwoGrids):
@@ -158,13 +162,13 @@ class IntegerProduct(OfTwoGrids):
     """
 
     def code(self, first: Tensor, second: Tensor) -> Tensor:
-        """The scaled product."""
+        """The scaled product, of the shape of first * second."""
         return first * second * (self.scales[0] * self.scales[1] / self.scales[2]) + self.zero_points[2]
 
 
 def _multiply_add(codes: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
     """codes * factor + summand in float32, rounded once as a processor does it: in float64 the product is exact."""
-    return (codes.double() * factor.double() + summand.double()).float()
+    return (codes.double() * factor.double() + summand).float()
 
 
 class WeightQuantizer(nn.Module):

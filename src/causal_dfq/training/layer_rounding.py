@@ -61,8 +61,9 @@ def layer_rounding(views: NetworkViews, images: Tensor, settings: RoundingSettin
 
 
 def _held(views: NetworkViews, images: Tensor, largest_bytes: int, seed: int) -> Tensor:
-    shapes = {node.name: node.meta["val"].shape[1:] for node in views.folded.graph.nodes if "val" in node.meta}
-    largest = max(shapes[unit.result].numel() for unit in reconstruction_units(views.folded))
+    """As many of the images as leave no tensor between two units larger."""
+    values = {node.name: node.meta.get("val") for node in views.folded.graph.nodes}
+    largest = max(values[unit.result][0].numel() for unit in reconstruction_units(views.folded))
     count = max(1, largest_bytes // (largest * images.element_size()))
     if count >= len(images):
         return images
