@@ -17,15 +17,15 @@ from causal_dfq.errors import OutputError
 from causal_dfq.files import detached_state, output_error, write_tensors, write_text
 from causal_dfq.network.operations import attribute
 from causal_dfq.network.serialize import graph_from_data, graph_to_data
-from causal_dfq.quantizer.accumulator import ACCUMULATORS, OF_TWO_GRIDS
+from causal_dfq.quantizer.accumulator import ACCUMULATORS, CODE_OPERATIONS
 from causal_dfq.quantizer.modules import (
     Accumulator,
     ActivationQuantizer,
     FrozenActivationQuantizer,
     IntegerWeight,
-    OfTwoGrids,
     WeightQuantizer,
 )
+from causal_dfq.quantizer.runtime_arithmetic import CodeOperation
 
 MODEL_FILE, FLOAT_FILE, CONFIG_FILE = "model.safetensors", "float.safetensors", "config.json"
 FORMAT = "causal-dfq 1"
@@ -98,7 +98,7 @@ class QuantizedNetwork(nn.Module):
             if node.op != "call_module" or str(node.target) in found:
                 continue
             module = attribute(self.graph_module, str(node.target))
-            if isinstance(module, Accumulator | OfTwoGrids):
+            if isinstance(module, Accumulator | CodeOperation):
                 continue
             kind = "weight" if isinstance(module, IntegerWeight) else "activation"
             found[str(node.target)] = QuantizedTensor(
@@ -249,8 +249,8 @@ def _rebuild(graph: fx.Graph, state: dict[str, Tensor], bits: dict[str, int]) ->
         name, _, buffer = key.rpartition(".")
         if name.startswith(f"{ACCUMULATORS}.") and buffer == "unit":
             _attach(root, name, Accumulator(state[key], state[f"{name}.scale"]))
-        kind = OF_TWO_GRIDS.get(name.rpartition(".")[0])
-        if kind is not None and buffer == "scales":
-            _attach(root, name, kind(state[key], state[f"{name}.zero_points"]))
+        simulated = CODE_OPERATIONS.get(name.rpartition(".")[0])
+        if simulated is not None and buffer == "scales":
+            _attach(root, name, simulated.kind(state[key], state[f"{name}.zero_points"]))
     module = fx.GraphModule(root, graph)
     return module.eval()

@@ -277,18 +277,20 @@ class Dense(nn.Module):
 
 
 class Gated(nn.Module):
-    """Eight blocks with a gate each, of sigmoids of what it scales."""
+    """Eight blocks with two gates each, of what they scale and of its mean."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Conv2d(3 if n == 0 else 8, 8, 3, padding=1) for n in range(8))
         self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(8))
+        self.gates = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(8))
         self.fc = nn.Linear(8, 10)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for layer, norm, gate in zip(self.layers, self.norms, self.gates, strict=True):
             features = norm(layer(features))
             features = features * torch.sigmoid(features)
+            features = features * torch.sigmoid(gate(nn.functional.adaptive_avg_pool2d(features, 1)))
         return self.fc(features.mean((2, 3)))
 
 

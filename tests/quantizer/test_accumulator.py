@@ -10,7 +10,8 @@ import causal_dfq
 from causal_dfq.network.operations import attribute
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.quantizer.accumulator import biased_layers, drop_accumulators
-from causal_dfq.quantizer.modules import Accumulator, IntegerAddition, IntegerProduct, OfTwoGrids
+from causal_dfq.quantizer.modules import Accumulator
+from causal_dfq.quantizer.runtime_arithmetic import CodeOperation, IntegerAddition, IntegerProduct
 from tests.export.conftest import finished_network
 from tests.networks import ALL, Concatenating, Residual
 
@@ -74,7 +75,7 @@ SCALES, ZERO_POINTS = torch.tensor([0.0477, 0.0444, 0.0316]), torch.tensor([119.
 
 
 @pytest.mark.parametrize("kind", [IntegerAddition, IntegerProduct])
-def test_two_tensors_become_the_nearest_code_of_the_result(kind: type[OfTwoGrids]) -> None:
+def test_two_tensors_become_the_nearest_code_of_the_result(kind: type[CodeOperation]) -> None:
     first, second = torch.arange(256.0).view(-1, 1), torch.arange(256.0).view(1, -1)
     a, b = (first - 119) * SCALES[0], (second - 122) * SCALES[1]
     found = (kind(SCALES, ZERO_POINTS)(a, b) / SCALES[2] + ZERO_POINTS[2]).double()
@@ -96,12 +97,12 @@ class Gated(Residual):
 
 @pytest.mark.parametrize(("network", "kind"), [(Residual, IntegerAddition), (Gated, IntegerProduct)])
 def test_pairs_are_simulated_where_both_and_the_result_are_on_grids(
-    network: type[nn.Module], kind: type[OfTwoGrids], tmp_path: Path
+    network: type[nn.Module], kind: type[CodeOperation], tmp_path: Path
 ) -> None:
     finished = finished_network(network())
-    assert [type(module) for module in finished.modules() if isinstance(module, OfTwoGrids)] == [kind]
+    assert [type(module) for module in finished.modules() if isinstance(module, CodeOperation)] == [kind]
     of_papers = finished_network(network(), protocol="gdfq")
-    assert not [module for module in of_papers.modules() if isinstance(module, OfTwoGrids)]
+    assert not [module for module in of_papers.modules() if isinstance(module, CodeOperation)]
     finished.save(tmp_path)
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(causal_dfq.load(tmp_path)(images), finished(images))

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from causal_dfq.network.fold import has_own_scale, norm_affine
 from causal_dfq.network.operations import (
@@ -27,16 +29,40 @@ from causal_dfq.network.operations import (
     operation_name,
 )
 from causal_dfq.quantizer.affine import integer_range, quantize
-from causal_dfq.quantizer.modules import Accumulator, IntegerAddition, IntegerProduct, IntegerWeight, OfTwoGrids
+from causal_dfq.quantizer.modules import Accumulator, IntegerWeight
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from causal_dfq.quantizer.runtime_arithmetic import CodeOperation, IntegerAddition, IntegerMean, IntegerProduct
 
 ACCUMULATORS = "accumulators"
 _NORM = "norm_of_"
-_SUMS, _PRODUCTS = f"{ACCUMULATORS}.of_sums", f"{ACCUMULATORS}.of_products"
-OF_TWO_GRIDS: dict[str, type[OfTwoGrids]] = {_SUMS: IntegerAddition, _PRODUCTS: IntegerProduct}
-_OPERATIONS = {_SUMS: aten.add.Tensor, _PRODUCTS: aten.mul.Tensor}
 # The other half of what 32 bits hold is for the products.
 _LARGEST_BIAS = 2**30
+
+
+@dataclass(frozen=True)
+class SimulatedOperation:
+    """An ATen operator whose tensor arguments are followed by these constants, and what simulates it on codes."""
+
+    operator: OpOverload
+    constants: tuple[Any, ...]
+    kind: type[CodeOperation]
+
+    def is_of(self, node: fx.Node) -> bool:
+        """Whether a node calls the operator with the constants."""
+        if node.target != self.operator or node.kwargs:
+            return False
+        return list(self.constants) == [argument for argument in node.args if not isinstance(argument, fx.Node)]
+
+    def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The tensors that it reads."""
+        return tuple(node.args[: len(node.args) - len(self.constants)])  # type: ignore[arg-type]
+
+
+CODE_OPERATIONS: dict[str, SimulatedOperation] = {
+    f"{ACCUMULATORS}.of_sums": SimulatedOperation(aten.add.Tensor, (), IntegerAddition),
+    f"{ACCUMULATORS}.of_products": SimulatedOperation(aten.mul.Tensor, (), IntegerProduct),
+    f"{ACCUMULATORS}.of_means": SimulatedOperation(aten.adaptive_avg_pool2d.default, ([1, 1],), IntegerMean),
+}
 
 
 @dataclass(frozen=True)
@@ -86,12 +112,12 @@ def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -
 def simulate_integers(module: fx.GraphModule) -> None:
     """Makes a finished graph round as an integer runtime does, in place.
 
-    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums and products of two
-    tensors as those of codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every
+    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums, products and
+    means as those of codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every
     runtime rounds alike.
     """
     _simulate_accumulators(module)
-    _simulate_pairs(module)
+    _simulate_operations(module)
     _write_norms_out(module)
     module.recompile()
 
@@ -131,23 +157,24 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
             call.update_arg(0, rounded)
 
 
-def _simulate_pairs(module: fx.GraphModule) -> None:
+def _simulate_operations(module: fx.GraphModule) -> None:
     grids = value_grids(module.graph)
     for node in list(module.graph.nodes):
-        folder = next((name for name, operation in _OPERATIONS.items() if node.target == operation), None)
-        if folder is None or node.kwargs:
-            continue
+        folder = next((name for name, operation in CODE_OPERATIONS.items() if operation.is_of(node)), None)
         call = _only_quantizer(node)
-        if call is None or not all(source in grids for source in node.args):
+        if folder is None or call is None:
             continue
-        quantizers = [attribute(module, name) for name in (*(grids[source] for source in node.args), str(call.target))]
+        sources = CODE_OPERATIONS[folder].sources(node)
+        if not all(source in grids for source in sources):
+            continue
+        quantizers = [attribute(module, name) for name in (*(grids[source] for source in sources), str(call.target))]
         scales, zero_points = (
             torch.stack([getattr(quantizer, name).float().reshape(()) for quantizer in quantizers])
             for name in ("scale", "zero_point")
         )
-        _add(module, folder, node.name, OF_TWO_GRIDS[folder](scales, zero_points))
+        _add(module, folder, node.name, CODE_OPERATIONS[folder].kind(scales, zero_points))
         with module.graph.inserting_before(node):
-            simulated = module.graph.call_module(f"{folder}.{node.name}", node.args)
+            simulated = module.graph.call_module(f"{folder}.{node.name}", sources)
         _put_in_its_place(simulated, node)
 
 
@@ -175,10 +202,10 @@ def drop_accumulators(module: fx.GraphModule) -> None:
         if isinstance(simulation, Accumulator):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif isinstance(simulation, OfTwoGrids):
-            operation = _OPERATIONS[str(node.target).rpartition(".")[0]]
+        elif isinstance(simulation, CodeOperation):
+            simulated = CODE_OPERATIONS[str(node.target).rpartition(".")[0]]
             with module.graph.inserting_before(node):
-                plain = module.graph.call_function(operation, node.args)
+                plain = module.graph.call_function(simulated.operator, (*node.args, *simulated.constants))
             _put_in_its_place(plain, node)
     module.recompile()
 

@@ -109,68 +109,6 @@ class Accumulator(nn.Module):
         return torch.round(accumulated * (self.unit / self.scale)) * self.scale
 
 
-class OfTwoGrids(nn.Module):
-    """Computes of two tensors on grids, and rounds to a third, in the arithmetic of an integer runtime.
-
-    Args:
-        scales, zero_points: (3,), of the first tensor, the second and the result.
-    """
-
-    scales: Tensor
-    zero_points: Tensor
-
-    def __init__(self, scales: Tensor, zero_points: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scales", scales.detach().clone())
-        self.register_buffer("zero_points", zero_points.detach().clone())
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two tensors of shapes that broadcast -> multiples of the result's step."""
-        of_first, of_second, of_result = self.scales
-        code = torch.round(self.code(torch.round(first / of_first), torch.round(second / of_second)))
-        values: Tensor = (code - self.zero_points[2]) * of_result
-        return values
-
-    def code(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two tensors in steps from zero -> the result's code, before it is rounded."""
-        raise NotImplementedError
-
-
-class IntegerAddition(OfTwoGrids):
-    """Adds two tensors.
-
-    Codes are weighed by the ratios of their steps to the result's; what the zero points make of that is added to the
-    second before the first, each product and sum in one rounding: a tie is broken as it is there.
-
-    Source: Jacob et al. (CVPR 2018), appendix A.2; the arithmetic is that of ONNX Runtime's kernel for x86 with AVX2
-    and FMA, found by comparing all pairs of codes [ours].
-    """
-
-    def code(self, first: Tensor, second: Tensor) -> Tensor:
-        """The weighed sum of the codes, of the shape of first + second."""
-        of_first, of_second = self.scales[:2] / self.scales[2]
-        zero_of_first, zero_of_second, zero_point = self.zero_points
-        constant = zero_point - _multiply_add(zero_of_first, of_first, of_second * zero_of_second)
-        started = _multiply_add(second + zero_of_second, of_second, constant)
-        return _multiply_add(first + zero_of_first, of_first, started)
-
-
-class IntegerProduct(OfTwoGrids):
-    """Multiplies two tensors: the product of their steps is exact, and one factor takes it to the result's codes.
-
-    Source: Jacob et al. (CVPR 2018), section 2.2; the arithmetic is ONNX Runtime's [ours].
-    """
-
-    def code(self, first: Tensor, second: Tensor) -> Tensor:
-        """The scaled product, of the shape of first * second."""
-        return first * second * (self.scales[0] * self.scales[1] / self.scales[2]) + self.zero_points[2]
-
-
-def _multiply_add(codes: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
-    """codes * factor + summand in float32, rounded once as a processor does it: in float64 the product is exact."""
-    return (codes.double() * factor.double() + summand).float()
-
-
 class WeightQuantizer(nn.Module):
     """Per output channel and signed; the step sizes are learned through their logarithms [ours]."""
 
