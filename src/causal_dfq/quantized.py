@@ -70,7 +70,8 @@ class QuantizedNetwork(nn.Module):
     """A plain module on normalized images (N, C, H, W), giving logits (N, K) in float32.
 
     Weights are held as integers; activations are rounded to the grids that an integer runtime uses.
-    `reference` is the float network on the same graph; `record` tells where it all comes from.
+    `reference` is the float network on the same graph; `record` tells where it all comes from. On a GPU, convolutions
+    that compute in TF32 err by more than an accumulator's unit: call it within `precision.float32_convolutions()`.
     """
 
     def __init__(self, graph: fx.GraphModule, reference: fx.GraphModule, record: RunRecord) -> None:

@@ -57,10 +57,10 @@ def layer_rounding(views: NetworkViews, images: Tensor, settings: RoundingSettin
         for name in unit.layers:
             round_layer(views, unit, name, data, settings, random)
 
-    return UnitWalk(views, _held(views, images, settings.largest_bytes, seed), fit)
+    return UnitWalk(views, _as_many_as_fit(views, images, settings.largest_bytes, seed), fit)
 
 
-def _held(views: NetworkViews, images: Tensor, largest_bytes: int, seed: int) -> Tensor:
+def _as_many_as_fit(views: NetworkViews, images: Tensor, largest_bytes: int, seed: int) -> Tensor:
     """As many of the images as leave no tensor between two units larger."""
     values = {node.name: node.meta.get("val") for node in views.folded.graph.nodes}
     largest = max(values[unit.result][0].numel() for unit in reconstruction_units(views.folded))
