@@ -56,10 +56,7 @@ moved the drop or the agreement with the float network by more than seeds differ
   images, and reconstruction before or instead of the equilibrium. More of the loss on features, imprinted scenes and
   scenes did help, and are in the recipe.
 - ResNet-20 w5a5: arithmetic in float32 instead of bfloat16. The goal is below the paired standard error of the
-  development images.
-- MobileNetV1 w4a8: gradient steps on biases or weights after rounding; equalized channels, which help w8a8 and are in
-  its recipe; rounding that weighs an output's places by whether its ReLU6 passes them; real images instead of scenes,
-  as a reference alone: little is left in the images. More scenes may help by more than seeds differ by."""
+  development images."""
 
 
 def goals_section(entries: list[dict[str, Any]]) -> str:
