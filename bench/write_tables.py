@@ -31,11 +31,13 @@ def seeds_text(runs: list[dict[str, Any]]) -> str:
 
 
 def origin_text(results: dict[str, Any]) -> str:
-    """Machine, version, commit and command of a results file."""
+    """Machine, version, command of a results file, and the commits of its runs, which parts of it may differ in."""
     machine = results["machine"]
+    commits = sorted({run.get("commit", results["commit"])[:10] for run in results.get("runs", [results])})
+    command, _, _ = results["command"].partition(" --only")
     return (
         f"{machine['cores']} cores of an {machine['processor']}, torch {results['versions']['torch']}, "
-        f"commit {results['commit'][:10]}: `{results['command']}`."
+        f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}: `{command}`."
     )
 
 

@@ -41,6 +41,12 @@ def test_table_holds_the_figures_and_their_origin() -> None:
     assert "0123456789" in table
 
 
+def test_parts_of_a_table_name_their_commits_and_the_command_of_all() -> None:
+    found = results({**run(0, 0, 0.125), "commit": "bbb"}, {**run(0, 1, 0.125), "commit": "aaa"})
+    found |= {"command": "python -m bench.main_job --only w8a8", "runs": [{"commit": "bbb"}, {"commit": "aaa"}]}
+    assert "commits aaa, bbb: `python -m bench.main_job`." in main_job_table(found)
+
+
 def test_each_row_names_its_seeds_and_one_seed_has_no_spread() -> None:
     table = main_job_table(results(run(0, 3, 0.125), run(1, 3, 1.0), run(1, 4, 2.0)))
     assert "| 0.12 | 3 | 13 s |" in table
@@ -56,7 +62,7 @@ def test_only_the_marked_part_of_a_page_changes() -> None:
 
 def test_runs_of_the_same_package_are_kept_and_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"is_clean": True, "versions": {"torch": "2.9"}, "machine": {"cores": 2}, "commit": "HEAD"}
-    monkeypatch.setattr(environment, "describe", lambda: here)
+    monkeypatch.setattr(environment, "describe", lambda device: here)
     monkeypatch.setattr(environment, "_git", lambda *arguments: arguments[1].replace("HEAD", "0123"))
     path = tmp_path / "results.json"
 
