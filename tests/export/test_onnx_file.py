@@ -287,11 +287,20 @@ class Gated(nn.Module):
         self.fc = nn.Linear(8, 10)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        for layer, norm, gate in zip(self.layers, self.norms, self.gates, strict=True):
+        for number, (layer, norm, gate) in enumerate(zip(self.layers, self.norms, self.gates, strict=True)):
             features = norm(layer(features))
             features = features * torch.sigmoid(features)
-            features = features * torch.sigmoid(gate(nn.functional.adaptive_avg_pool2d(features, 1)))
+            is_pooled = number % 2 == 0
+            mean = nn.functional.adaptive_avg_pool2d(features, 1) if is_pooled else features.mean((2, 3), keepdim=True)
+            features = features * torch.sigmoid(gate(mean))
         return self.fc(features.mean((2, 3)))
+
+
+def test_means_over_all_places_are_pools_that_runtimes_compute_in_integers() -> None:
+    operators = [node.op_type for node in built(finished_network(Gated(), side=16)).graph.node]
+    assert operators.count("GlobalAveragePool") == 8
+    # Of the features behind the last block, without their axes.
+    assert operators.count("ReduceMean") == 1
 
 
 @pytest.mark.parametrize("network", [Deep, Dense, Gated])

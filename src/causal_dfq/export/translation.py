@@ -39,10 +39,34 @@ def translated(graph: fx.GraphModule, input_shape: tuple[int, int, int], opset: 
                 f"{node.target} at {module_path(node)} has no form in ONNX: replace it in the network, quantize again"
             ) from error
         raise ExportError(f"the network cannot be written as ONNX: {first_line(error.__cause__ or error)}") from error
+    _use_global_pools(model)
     for written in model.graph.all_nodes():
         # Where the exporter met it: paths of this machine.
         written.metadata_props.clear()
     return model
+
+
+def _use_global_pools(model: ir.Model) -> None:
+    """Means over all places as the operator that runtimes compute in integers; the exporter writes a reduction."""
+    for node in list(model.graph):
+        if not _is_global_mean(node):
+            continue
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]])
+        (old,), (new,) = node.outputs, pool.outputs
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [pool], [old], [new])
+
+
+def _is_global_mean(node: ir.Node) -> bool:
+    if node.op_type != "ReduceMean" or len(node.inputs) != 2:
+        return False
+    values, axes = node.inputs
+    keepdims = node.attributes.get("keepdims")
+    if values is None or values.shape is None or len(values.shape) != 4:
+        return False
+    if axes is None or axes.const_value is None or (keepdims is not None and keepdims.as_int() == 0):
+        return False
+    return {int(axis) % 4 for axis in axes.const_value.numpy()} == {2, 3}
 
 
 def _written(module: fx.GraphModule, inputs: tuple[Tensor, ...], opset: int, **choices: Any) -> ir.Model:

@@ -61,7 +61,8 @@ class SimulatedOperation:
 CODE_OPERATIONS: dict[str, SimulatedOperation] = {
     f"{ACCUMULATORS}.of_sums": SimulatedOperation(aten.add.Tensor, (), IntegerAddition),
     f"{ACCUMULATORS}.of_products": SimulatedOperation(aten.mul.Tensor, (), IntegerProduct),
-    f"{ACCUMULATORS}.of_means": SimulatedOperation(aten.adaptive_avg_pool2d.default, ([1, 1],), IntegerMean),
+    f"{ACCUMULATORS}.of_pools": SimulatedOperation(aten.adaptive_avg_pool2d.default, ([1, 1],), IntegerMean),
+    f"{ACCUMULATORS}.of_means": SimulatedOperation(aten.mean.dim, ([2, 3], True), IntegerMean),
 }
 
 
