@@ -209,7 +209,8 @@ def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4 * min(len(rows), 3), 3 * -(-len(rows) // 3)), layout="constrained")
     panels = figure.subplots(-(-len(rows) // 3), min(len(rows), 3), squeeze=False).flatten()
     for axes, row in zip(panels, rows, strict=False):
-        for method in sorted({entry["method"] for entry in entries}):
+        # A method has one colour in all panels.
+        for number, method in enumerate(sorted({entry["method"] for entry in entries})):
             found = sorted(
                 (entry for entry in entries if accuracy.is_of(entry, row) and entry["method"] == method),
                 key=lambda entry: float(entry["seconds"]),
@@ -217,7 +218,8 @@ def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
             if found:
                 minutes, drops = [e["seconds"] / 60 for e in found], [e["drop"] for e in found]
                 spreads = [e["drop_spread"] or 0.0 for e in found]
-                axes.errorbar(minutes, drops, spreads, marker="o", markersize=4, linewidth=1, label=method)
+                style = {"marker": "o", "markersize": 4, "linewidth": 1, "color": f"C{number}"}
+                axes.errorbar(minutes, drops, spreads, label=method, **style)
         axes.axhline(row.largest_drop, color="0.7", linewidth=1, linestyle="--")
         axes.set_title(f"{row.network}\n{row.bits} {row.protocol}; dashed: the goal", fontsize=8)
         axes.set_xlabel("minutes")
