@@ -53,7 +53,7 @@ def leave_out_imprints(run: Equilibrium) -> None:
 
 
 def leave_out_rounding(run: Equilibrium) -> None:
-    """The nearest code at the start of the rounds."""
+    """The nearest code in the place of rounding in closed form, where a budget has it."""
     run.budget = replace(run.budget, rounding_images=0)
 
 

@@ -162,11 +162,10 @@ def _simulate_operations(module: fx.GraphModule) -> None:
     grids = value_grids(module.graph)
     for node in list(module.graph.nodes):
         folder = next((name for name, operation in CODE_OPERATIONS.items() if operation.is_of(node)), None)
-        call = _only_quantizer(node)
-        if folder is None or call is None:
+        if folder is None:
             continue
-        sources = CODE_OPERATIONS[folder].sources(node)
-        if not all(source in grids for source in sources):
+        sources, call = CODE_OPERATIONS[folder].sources(node), _only_quantizer(node)
+        if call is None or not all(source in grids for source in sources):
             continue
         quantizers = [attribute(module, name) for name in (*(grids[source] for source in sources), str(call.target))]
         scales, zero_points = (
