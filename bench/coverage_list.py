@@ -15,28 +15,24 @@ from torchvision.models import get_model, list_models
 _SMALL_SIDE = 64
 # Where the architecture asks for another side, or can be told that images are small.
 _TORCHVISION_SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
-_TIMM_SIDES = {"halonet26t": 256, "inception_resnet_v2": 96, "inception_v3": 96, "inception_v4": 96}
+_TIMM_SIDES = {"halonet26t": 256}
 _TOLD_THEIR_SIDE = ("vit_",)
 # Minutes each: they come last.
 _LARGE = ("vgg", "vit_", "_large", "_base", "convnext_small", "_v2_l", "_32gf", "_16gf", "128gf", "64x4d", "101_2")
 
-# One network or more of each of timm's convolutional and hybrid families, and its best known transformers.
+# A small network of each of timm's convolutional and hybrid families, less those that torchvision has as well, and
+# its best known transformers.
 _TIMM = """
-botnet26t_256 caformer_s18 coat_lite_tiny coatnet_nano_rw_224 convformer_s18 convmixer_768_32 convnext_atto
-convnextv2_atto cs3darknet_s csatv2 cspdarknet53 cspresnet50 darknet53 davit_tiny deit_tiny_patch16_224 densenet121
-dla34 dm_nfnet_f0 dpn48b ecaresnet26t edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0
-efficientnet_es efficientnet_lite0 efficientnetv2_rw_t efficientvit_b0 efficientvit_m0 ese_vovnet19b_dw fastvit_t8
-fasternet_t0 fbnetc_100 fbnetv3_b focalnet_tiny_srf gc_efficientnetv2_rw_t gcresnext26ts gernet_s ghostnet_100
-ghostnetv2_100 halonet26t hardcorenas_a hgnet_tiny hgnetv2_b0 hrnet_w18_small inception_next_atto inception_resnet_v2
-inception_v3 inception_v4 lambda_resnet26t lcnet_050 legacy_xception levit_128s mambaout_femto maxvit_tiny_rw_224
-mixer_s32_224 mixnet_s mnasnet_small mobilenet_edgetpu_v2_xs mobilenetv1_100 mobilenetv2_050 mobilenetv3_small_050
-mobilenetv4_conv_small mobilenetv4_hybrid_medium mobileone_s0 mobilevit_xxs mobilevitv2_050 nextvit_small nf_regnet_b0
-nf_resnet26 nfnet_l0 poolformer_s12 poolformerv2_s12 pvt_v2_b0 rdnet_tiny regnetv_040 regnetx_002 regnety_002
-regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s resmlp_12_224 resnest14d resnet18 resnet26t
-resnetblur50 resnetv2_50 resnext26ts rexnet_100 selecsls42 semnasnet_075 senet154 seresnext26t_32x4d shvit_s1
-skresnet18 spnasnet_100 starnet_s1 swiftformer_xs swin_tiny_patch4_window7_224 tf_efficientnet_b0 tf_efficientnetv2_b0
-tiny_vit_5m_224 tinynet_a tresnet_m twins_pcpvt_small vgg11 vgg11_bn visformer_tiny vit_tiny_patch16_224
-vit_tiny_r_s16_p8_224 wide_resnet50_2 xception41 xcit_nano_12_p16_224
+botnet26t_256 caformer_s18 coat_lite_tiny coatnet_nano_rw_224 convmixer_768_32 convnext_atto convnextv2_atto csatv2
+cspdarknet53 davit_tiny deit_tiny_patch16_224 dla34 dpn48b edgenext_xx_small efficientformer_l1 efficientformerv2_s0
+efficientnet_es efficientnet_lite0 efficientvit_b0 efficientvit_m0 ese_vovnet19b_dw fastvit_t8 fasternet_t0 fbnetc_100
+focalnet_tiny_srf gcresnext26ts gernet_s ghostnet_100 halonet26t hardcorenas_a hgnetv2_b0 hrnet_w18_small
+inception_next_atto lambda_resnet26t lcnet_050 levit_128s mambaout_femto mixer_s32_224 mixnet_s mobilenetv1_100
+mobilenetv4_conv_small mobilenetv4_hybrid_medium mobileone_s0 mobilevit_xxs mobilevitv2_050 nextvit_small nf_resnet26
+nfnet_l0 poolformer_s12 pvt_v2_b0 rdnet_tiny regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s
+resmlp_12_224 resnest14d resnet26t resnetv2_50 rexnet_100 selecsls42 seresnext26t_32x4d shvit_s1 skresnet18 starnet_s1
+swiftformer_xs swin_tiny_patch4_window7_224 tf_efficientnetv2_b0 tiny_vit_5m_224 tinynet_a tresnet_m twins_pcpvt_small
+visformer_tiny vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 xception41 xcit_nano_12_p16_224
 """
 
 
