@@ -89,4 +89,25 @@ class Reused(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
+class Normalized(nn.Module):
+    """A stream of tokens that LayerNorm reads, and once a layer; a square with factor and offset; no BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.position = nn.Parameter(torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)))
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.expand, self.reduce = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.layer_scale = nn.Parameter(torch.full((8,), 0.5))
+        self.local = nn.Linear(8, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stream = self.patches(images).flatten(2).transpose(1, 2) + self.position
+        branch = functional.relu(self.expand(self.norm1(stream))) ** 2 * 0.8 - 0.4
+        stream = stream + self.layer_scale * self.reduce(branch)
+        stream = stream + self.local(stream) + self.norm1(stream)
+        return self.fc(self.norm2(stream).mean(1))
+
+
 ALL = (Residual, Concatenating, SqueezeExcite, Reused)

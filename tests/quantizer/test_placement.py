@@ -10,7 +10,7 @@ from causal_dfq.network.fold import fold_batch_norm
 from causal_dfq.quantized import freeze
 from causal_dfq.quantizer.modules import WeightQuantizer
 from causal_dfq.quantizer.placement import place_quantizers, quantized_tensors
-from tests.networks import Concatenating, Residual, SqueezeExcite, trained
+from tests.networks import Concatenating, Normalized, Residual, SqueezeExcite, trained
 
 W4A4 = BitWidths(4, 4)
 
@@ -65,6 +65,31 @@ def test_gates_and_smooth_activations_are_operations_of_their_own() -> None:
     found = names(placed(SqueezeExcite(), "deploy"))
     assert {"hardswish", "sigmoid", "mul"} <= set(found)
     assert "conv2d_1" in found
+
+
+def test_a_stream_that_is_normalized_is_float_but_where_a_layer_reads_it() -> None:
+    module = placed(Normalized(), "deploy")
+    # Of the stream the second sum alone: `local` reads it. Of relu(x)**2 * 0.8 - 0.4 the end.
+    expected = ["images", "conv2d", "layer_norm", "relu", "sub", "linear_1", "add_1", "linear_2", "layer_norm_1"]
+    assert names(module) == [*expected, "layer_norm_2", "mean"]
+    arguments = {node.name: node.args for node in module.graph.nodes}
+    assert [arguments[reader][0].name for reader in ("layer_norm", "layer_norm_1", "layer_norm_2")] == [
+        "add",
+        "add_1",
+        "add_3",
+    ]
+    assert str(arguments["linear_2"][0].target) == "activation_quantizers.add_1"
+    # Layers write codes all the same, or no runtime would compute them in integers.
+    assert str(arguments["add"][0].args[0].args[0].target) == "activation_quantizers.conv2d"
+    assert str(arguments["add_2"][1].target) == "activation_quantizers.linear_2"
+
+
+@pytest.mark.parametrize("protocol", ["gdfq", "genie"])
+def test_protocols_of_papers_know_no_streams(protocol: Protocol) -> None:
+    module = placed(Normalized(), protocol)
+    for node in module.graph.nodes:
+        if node.op == "call_module" and str(node.target).startswith("activation_quantizers."):
+            assert list(node.args[0].users) == [node]
 
 
 @pytest.mark.parametrize(("bits", "kinds"), [((4, 32), {"weight_quantizers"}), ((32, 4), {"activation_quantizers"})])

@@ -12,7 +12,7 @@ from causal_dfq.pipeline import prepare
 from causal_dfq.quantizer.placement import integer_tensors
 from causal_dfq.training.feature_error import relative_error
 from causal_dfq.training.measured_rounding import measured_fake_quantize, with_feature_errors
-from tests.networks import Concatenating, Residual, SqueezeExcite, trained
+from tests.networks import Concatenating, Normalized, Residual, SqueezeExcite, trained
 
 
 def clipped(values: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -68,7 +68,7 @@ def test_bfloat16_values_keep_their_type() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["deploy", "gdfq", "genie"])
-@pytest.mark.parametrize("network", [Residual, Concatenating, SqueezeExcite])
+@pytest.mark.parametrize("network", [Residual, Concatenating, SqueezeExcite, Normalized])
 def test_the_view_gives_the_logits_and_the_errors_of_every_feature(network: type, protocol: str) -> None:
     options = make_options(bits="w4a4", input_shape=(3, 8, 8), protocol=protocol)
     prepared = prepare(trained(network()), options)

@@ -13,11 +13,13 @@ from causal_dfq.network.operations import (
     ACTIVATIONS,
     CLIPPING_ACTIVATIONS,
     CONCATENATION,
+    aten,
     attribute,
     has_float_value,
     input_name,
     is_value_preserving,
     is_weight_layer,
+    operation_name,
     weight_layer_nodes,
 )
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
@@ -25,17 +27,31 @@ from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 ACTIVATION_QUANTIZERS = "activation_quantizers"
 WEIGHT_QUANTIZERS = "weight_quantizers"
 IMAGE_BITS = 8
+# Runtimes compute them in float, whatever they are given.
+_FEATURE_NORMS = frozenset(
+    {aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
+)
+_STREAM_OPERATIONS = frozenset({aten.add.Tensor, aten.mul.Tensor})
+_FUNCTIONS = frozenset(
+    {
+        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp"),
+        *("log", "erf", "tanh", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "mish", "elu", "softplus"),
+        "leaky_relu",
+    }
+)
 
 
 @dataclass(frozen=True)
 class PlacementRule:
     """What a protocol quantizes.
 
-    `tensors` lists the nodes whose values are quantized. `edge_bits`: width of the first and last
-    layer's weights and of the last layer's input, None for the width of all the others.
+    `tensors` lists the nodes whose values are quantized. `streams` lists those of which some readers take the values
+    in float, and these readers. `edge_bits`: width of the first and last layer's weights and of the last layer's input,
+    None for the width of all the others.
     """
 
     tensors: Callable[[fx.Graph], list[fx.Node]]
+    streams: Callable[[fx.Graph], dict[fx.Node, set[fx.Node]]]
     edge_bits: int | None
     weights_symmetric: bool
 
@@ -43,13 +59,17 @@ class PlacementRule:
 def integer_tensors(graph: fx.Graph) -> list[fx.Node]:
     """Every tensor that an integer runtime reads: the input image, and what each operation writes.
 
-    A clipping activation (ReLU, ReLU6) is part of the operation before it. Logits stay in the
-    accumulator's precision. [ours]
+    A clipping activation (ReLU, ReLU6) is part of the operation before it, and functions of one value that follow each
+    other, such as the square, factor and offset of a StarReLU, are one. Logits stay in the accumulator's precision.
+    [ours]
     """
     return [
         node
         for node in graph.nodes
-        if _is_computed(node) and not _is_fused_into_clipping(node) and _is_read_by_operation(node)
+        if _is_computed(node)
+        and not _is_fused_into_clipping(node)
+        and not _is_within_function(node)
+        and _is_read_by_operation(node)
     ]
 
 
@@ -64,10 +84,39 @@ def layer_input_tensors(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in sources]
 
 
+def residual_streams(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """The sums that a normalization of features reads, and those of their readers that compute in float.
+
+    The stream of a transformer, and of a network such as ConvNeXt: each block normalizes it and adds to it. No runtime
+    normalizes codes, and every block would round the stream once more. Such a sum, and what is only added to one, is
+    float where a normalization or another one of them reads it; a layer reads its codes. [ours]
+    """
+    streams: dict[fx.Node, set[fx.Node]] = {}
+
+    def in_float(reader: fx.Node) -> bool:
+        if reader.target in _FEATURE_NORMS or reader in streams:
+            return True
+        return _passes(reader) and bool(reader.users) and all(map(in_float, reader.users))
+
+    def is_normalized(reader: fx.Node) -> bool:
+        return reader.target in _FEATURE_NORMS or (_passes(reader) and any(map(is_normalized, reader.users)))
+
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node.target in _STREAM_OPERATIONS and has_float_value(node):
+            found = {reader for reader in node.users if in_float(reader)}
+            if any(map(is_normalized, node.users)) or (found and len(found) == len(node.users)):
+                streams[node] = found
+    return streams
+
+
+def _none(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    return {}
+
+
 RULES: dict[Protocol, PlacementRule] = {
-    "deploy": PlacementRule(integer_tensors, edge_bits=None, weights_symmetric=True),
-    "gdfq": PlacementRule(post_activation_tensors, edge_bits=None, weights_symmetric=False),
-    "genie": PlacementRule(layer_input_tensors, edge_bits=8, weights_symmetric=True),
+    "deploy": PlacementRule(integer_tensors, residual_streams, edge_bits=None, weights_symmetric=True),
+    "gdfq": PlacementRule(post_activation_tensors, _none, edge_bits=None, weights_symmetric=False),
+    "genie": PlacementRule(layer_input_tensors, _none, edge_bits=8, weights_symmetric=True),
 }
 
 
@@ -108,12 +157,26 @@ def _is_fused_into_clipping(node: fx.Node) -> bool:
     return user.op == "call_function" and user.target in CLIPPING_ACTIVATIONS
 
 
+def _is_within_function(node: fx.Node) -> bool:
+    return _is_function(node) and len(node.users) == 1 and all(map(_is_function, node.users))
+
+
+def _is_function(node: fx.Node) -> bool:
+    """Whether each value of the result is one of a single tensor's, and constants."""
+    variables = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return operation_name(node) in _FUNCTIONS and len(variables) == 1 and node.args.count(variables[0]) == 1
+
+
 def _is_read_by_operation(node: fx.Node) -> bool:
     for user in node.users:
-        passes = is_value_preserving(user) or (user.op == "call_function" and user.target == CONCATENATION)
-        if _is_read_by_operation(user) if passes else user.op == "call_function" and has_float_value(user):
+        if _is_read_by_operation(user) if _passes(user) else user.op == "call_function" and has_float_value(user):
             return True
     return False
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether the node hands values on as they are."""
+    return is_value_preserving(node) or (node.op == "call_function" and node.target == CONCATENATION)
 
 
 def _sources(node: object) -> Iterable[fx.Node]:
@@ -122,7 +185,7 @@ def _sources(node: object) -> Iterable[fx.Node]:
         return
     if _is_computed(node):
         yield node
-    elif is_value_preserving(node) or (node.op == "call_function" and node.target == CONCATENATION):
+    elif _passes(node):
         for argument in node.all_input_nodes:
             yield from _sources(argument)
 
@@ -145,7 +208,8 @@ def _shared_grids(graph: fx.Graph, tensors: list[fx.Node]) -> dict[fx.Node, fx.N
 
 
 def _place_activation_quantizers(module: fx.GraphModule, rule: PlacementRule, bits: int) -> None:
-    tensors = rule.tensors(module.graph)
+    streams = rule.streams(module.graph)
+    tensors = [node for node in rule.tensors(module.graph) if streams.get(node) != set(node.users)]
     grids = _shared_grids(module.graph, tensors)
     last_inputs: set[fx.Node] = set()
     if rule.edge_bits is not None:
@@ -163,7 +227,7 @@ def _place_activation_quantizers(module: fx.GraphModule, rule: PlacementRule, bi
             call = module.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{name}", (node,))
         call.meta["val"] = node.meta["val"]
         for user in list(node.users):
-            if user is not call:
+            if user is not call and user not in streams.get(node, ()):
                 user.replace_input_with(node, call)
 
 
