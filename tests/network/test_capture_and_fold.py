@@ -13,7 +13,7 @@ from causal_dfq.errors import CaptureError, OutputError, WeightsError
 from causal_dfq.network.capture import capture
 from causal_dfq.network.error_text import failing_line
 from causal_dfq.network.fold import fold_batch_norm
-from causal_dfq.network.operations import batch_norm_nodes, with_outputs
+from causal_dfq.network.operations import batch_norm_nodes, weight_layer_nodes, with_outputs
 from causal_dfq.network.serialize import graph_from_data, graph_to_data
 from tests.networks import ALL, Concatenating, Residual, Reused, SqueezeExcite, trained
 
@@ -209,6 +209,30 @@ def test_nothing_names_the_device_of_the_capture() -> None:
     torch.testing.assert_close(captured(images()), network(images()))
     calls = [node for node in captured.graph.nodes if node.op == "call_function"]
     assert not [node for node in calls if "device" in node.kwargs or "assert" in str(node.target)]
+
+
+class InRegions(nn.Module):
+    """Layers within a region without autocast, one of them in a region without gradients inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer, self.inner, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.amp.autocast("cpu", enabled=False):
+            features = functional.relu(self.outer(images))
+            with torch.no_grad():
+                features, sizes = self.inner(features), features.mean((2, 3))
+        return self.fc(features.mean((2, 3)) + sizes)
+
+
+def test_layers_in_regions_of_other_modes_are_seen() -> None:
+    network = trained(InRegions())
+    graph = capture(network, (3, 8, 8))
+    assert [node.op for node in graph.graph.nodes if "submod" in str(node.target) or "wrap_" in str(node.target)] == []
+    assert len(weight_layer_nodes(graph.graph)) == 3
+    images = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(graph(images), network(images))
 
 
 def test_network_that_writes_into_its_input_is_captured() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from causal_dfq.config import BitWidths, Protocol
 from causal_dfq.network.capture import capture
@@ -82,6 +82,31 @@ def test_a_stream_that_is_normalized_is_float_but_where_a_layer_reads_it() -> No
     # Layers write codes all the same, or no runtime would compute them in integers.
     assert str(arguments["add"][0].args[0].args[0].target) == "activation_quantizers.conv2d"
     assert str(arguments["add_2"][1].target) == "activation_quantizers.linear_2"
+
+
+class Dividing(nn.Module):
+    """Linear attention: one product holds numerators and, at its end, what they are divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.conv(images)).flatten(2)
+        product = features @ features.transpose(1, 2)
+        return self.fc((product[:, :3] / (product[:, 3:] + 1e-5)).mean(2))
+
+
+def test_what_is_divided_by_is_not_rounded() -> None:
+    module = placed(Dividing(), "deploy")
+    assert names(module) == ["images", "relu", "matmul", "div", "mean"]
+    division = next(node for node in module.graph.nodes if node.name == "div")
+    sources = [division.args[0], division.args[1].args[0]]
+    for index, source in enumerate(sources):
+        while "slice" in str(source.target):
+            source = source.args[0]
+        sources[index] = source
+    assert [str(source.target) for source in sources] == ["activation_quantizers.matmul", "aten.matmul.default"]
 
 
 @pytest.mark.parametrize("protocol", ["gdfq", "genie"])

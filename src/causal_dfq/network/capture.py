@@ -14,6 +14,7 @@ from causal_dfq.errors import CaptureError
 from causal_dfq.network.constants import fold_constants
 from causal_dfq.network.error_text import failing_line, first_line
 from causal_dfq.network.operations import aten, has_running_statistics
+from causal_dfq.network.regions import inline_regions
 from causal_dfq.network.weights import check_finite
 
 EXAMPLE_BATCH = 2
@@ -136,6 +137,7 @@ def _cleaned(module: torch.nn.Module) -> fx.GraphModule:
     """The graph of an exported program without calls in place, dropout, and what it computes of constants alone."""
     assert isinstance(module, fx.GraphModule)
     module = _plain(module)
+    inline_regions(module)
     _make_functional(module)
     _set_evaluation(module)
     _remove_dropout(module)

@@ -32,6 +32,7 @@ _FEATURE_NORMS = frozenset(
     {aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 )
 _STREAM_OPERATIONS = frozenset({aten.add.Tensor, aten.mul.Tensor})
+_RECIPROCALS = frozenset({"reciprocal", "rsqrt"})
 _FUNCTIONS = frozenset(
     {
         *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp"),
@@ -45,13 +46,13 @@ _FUNCTIONS = frozenset(
 class PlacementRule:
     """What a protocol quantizes.
 
-    `tensors` lists the nodes whose values are quantized. `streams` lists those of which some readers take the values
-    in float, and these readers. `edge_bits`: width of the first and last layer's weights and of the last layer's input,
+    `tensors` lists the nodes whose values are quantized, `float_readers` those of which some readers take the values in
+    float, and these readers. `edge_bits`: width of the first and last layer's weights and of the last layer's input,
     None for the width of all the others.
     """
 
     tensors: Callable[[fx.Graph], list[fx.Node]]
-    streams: Callable[[fx.Graph], dict[fx.Node, set[fx.Node]]]
+    float_readers: Callable[[fx.Graph], dict[fx.Node, set[fx.Node]]]
     edge_bits: int | None
     weights_symmetric: bool
 
@@ -84,29 +85,43 @@ def layer_input_tensors(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in sources]
 
 
-def residual_streams(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """The sums that a normalization of features reads, and those of their readers that compute in float.
+def float_readers(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """Tensors with readers that compute in float on every runtime and would only lose by codes, and these readers.
 
-    The stream of a transformer, and of a network such as ConvNeXt: each block normalizes it and adds to it. No runtime
-    normalizes codes, and every block would round the stream once more. Such a sum, and what is only added to one, is
-    float where a normalization or another one of them reads it; a layer reads its codes. [ours]
+    First, the stream of a transformer, and of a network such as ConvNeXt: each block normalizes it and adds to it. No
+    runtime normalizes codes, and every block would round the stream once more. A sum that a normalization of features
+    reads, and what is only added to one, is float for the normalization and for the next sum; a layer reads its codes.
+    Second, what something is divided by, which as a code could be zero. [ours]
     """
-    streams: dict[fx.Node, set[fx.Node]] = {}
+    readers = {node: {user for user in node.users if _is_divided_by(user, node)} for node in graph.nodes}
+    streams: set[fx.Node] = set()
 
-    def in_float(reader: fx.Node) -> bool:
+    def takes_stream(reader: fx.Node) -> bool:
         if reader.target in _FEATURE_NORMS or reader in streams:
             return True
-        return _passes(reader) and bool(reader.users) and all(map(in_float, reader.users))
-
-    def is_normalized(reader: fx.Node) -> bool:
-        return reader.target in _FEATURE_NORMS or (_passes(reader) and any(map(is_normalized, reader.users)))
+        return _passes(reader) and bool(reader.users) and all(map(takes_stream, reader.users))
 
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.target in _STREAM_OPERATIONS and has_float_value(node):
-            found = {reader for reader in node.users if in_float(reader)}
-            if any(map(is_normalized, node.users)) or (found and len(found) == len(node.users)):
-                streams[node] = found
-    return streams
+            found = readers[node] | {reader for reader in node.users if takes_stream(reader)}
+            if any(map(_is_normalized, node.users)) or (found and len(found) == len(node.users)):
+                streams.add(node)
+                readers[node] = found
+    return {node: found for node, found in readers.items() if found}
+
+
+def _is_normalized(reader: fx.Node) -> bool:
+    return reader.target in _FEATURE_NORMS or (_passes(reader) and any(map(_is_normalized, reader.users)))
+
+
+def _is_divided_by(reader: fx.Node, node: fx.Node) -> bool:
+    if reader.target == aten.div.Tensor:
+        return reader.args[1] is node and reader.args[0] is not node
+    if operation_name(reader) in _RECIPROCALS:
+        return True
+    if not (_passes(reader) or _is_function(reader)) or not reader.users:
+        return False
+    return all(_is_divided_by(user, reader) for user in reader.users)
 
 
 def _none(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
@@ -114,7 +129,7 @@ def _none(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 RULES: dict[Protocol, PlacementRule] = {
-    "deploy": PlacementRule(integer_tensors, residual_streams, edge_bits=None, weights_symmetric=True),
+    "deploy": PlacementRule(integer_tensors, float_readers, edge_bits=None, weights_symmetric=True),
     "gdfq": PlacementRule(post_activation_tensors, _none, edge_bits=None, weights_symmetric=False),
     "genie": PlacementRule(layer_input_tensors, _none, edge_bits=8, weights_symmetric=True),
 }
@@ -208,8 +223,8 @@ def _shared_grids(graph: fx.Graph, tensors: list[fx.Node]) -> dict[fx.Node, fx.N
 
 
 def _place_activation_quantizers(module: fx.GraphModule, rule: PlacementRule, bits: int) -> None:
-    streams = rule.streams(module.graph)
-    tensors = [node for node in rule.tensors(module.graph) if streams.get(node) != set(node.users)]
+    in_float = rule.float_readers(module.graph)
+    tensors = [node for node in rule.tensors(module.graph) if in_float.get(node) != set(node.users)]
     grids = _shared_grids(module.graph, tensors)
     last_inputs: set[fx.Node] = set()
     if rule.edge_bits is not None:
@@ -227,7 +242,7 @@ def _place_activation_quantizers(module: fx.GraphModule, rule: PlacementRule, bi
             call = module.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{name}", (node,))
         call.meta["val"] = node.meta["val"]
         for user in list(node.users):
-            if user is not call and user not in streams.get(node, ()):
+            if user is not call and user not in in_float.get(node, ()):
                 user.replace_input_with(node, call)
 
 
