@@ -5,7 +5,13 @@ import torch
 from onnx import TensorProto, helper
 
 from causal_dfq.export.verify import onnxruntime_session
-from causal_dfq.quantizer.runtime_arithmetic import CodeOperation, IntegerAddition, IntegerMean, IntegerProduct
+from causal_dfq.quantizer.runtime_arithmetic import (
+    CodeOperation,
+    IntegerAddition,
+    IntegerMean,
+    IntegerProduct,
+    IntegerSoftmax,
+)
 
 CODES = 256
 ON_X86 = pytest.mark.skipif(
@@ -83,3 +89,17 @@ def test_every_mean_is_the_runtimes() -> None:
         side = (2, 3, 4, 7)[trial % 4]
         values = torch.randint(CODES, (4, 32, side, side), generator=random).float()
         assert differing("GlobalAveragePool", IntegerMean, scales, zero_points, values) == 0
+
+
+@ON_X86
+def test_softmaxes_are_the_runtimes() -> None:
+    random = torch.Generator().manual_seed(0)
+    differences = 0
+    for trial in range(40):
+        length = (2, 7, 16, 64)[trial % 4]
+        scales = torch.tensor([0.02, 2 / length / CODES]) * (0.5 + torch.rand(2, generator=random))
+        zero_points = torch.tensor([100.0, float(trial % 3)])
+        values = torch.randint(CODES, (500, length), generator=random).float()
+        differences += differing("Softmax", IntegerSoftmax, scales, zero_points, values)
+    # Of 445,000, those whose exponential lies on a tie.
+    assert differences < 30

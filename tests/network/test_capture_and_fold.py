@@ -13,7 +13,7 @@ from causal_dfq.errors import CaptureError, OutputError, WeightsError
 from causal_dfq.network.capture import capture
 from causal_dfq.network.error_text import failing_line
 from causal_dfq.network.fold import fold_batch_norm
-from causal_dfq.network.operations import batch_norm_nodes, weight_layer_nodes, with_outputs
+from causal_dfq.network.operations import batch_norm_nodes, operation_name, weight_layer_nodes, with_outputs
 from causal_dfq.network.serialize import graph_from_data, graph_to_data
 from tests.networks import ALL, Concatenating, Residual, Reused, SqueezeExcite, trained
 
@@ -209,6 +209,46 @@ def test_nothing_names_the_device_of_the_capture() -> None:
     torch.testing.assert_close(captured(images()), network(images()))
     calls = [node for node in captured.graph.nodes if node.op == "call_function"]
     assert not [node for node in calls if "device" in node.kwargs or "assert" in str(node.target)]
+
+
+class Neutral(nn.Module):
+    """Factors of one and offsets of zero, of which one repeats the features and one makes them float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+        self.one, self.zero = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(4, 1, 1))
+        self.register_buffer("ones", torch.ones(2, 1, 1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.zero + self.one * self.conv(images) / 1 - 0
+        repeated = (features * self.ones).sum(0)
+        positive = (features > 0) * 1.0
+        return self.fc((repeated + positive).mean((2, 3)))
+
+
+def test_operations_that_change_nothing_are_gone() -> None:
+    network = trained(Neutral())
+    graph = capture(network, (3, 8, 8))
+    names = [operation_name(node) for node in graph.graph.nodes if operation_name(node)]
+    assert names == ["conv2d", "mul", "sum", "gt", "mul", "add", "mean", "linear"]
+    images = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(graph(images), network(images))
+
+
+def test_autocast_of_the_forward_is_refused() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                features = self.conv(images)
+            return features.float().mean((2, 3))
+
+    with pytest.raises(CaptureError, match="autocast"):
+        capture(Cast(), (3, 8, 8))
 
 
 class InRegions(nn.Module):

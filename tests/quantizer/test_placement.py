@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from causal_dfq.config import BitWidths, Protocol
 from causal_dfq.network.capture import capture
@@ -107,6 +108,43 @@ def test_what_is_divided_by_is_not_rounded() -> None:
             source = source.args[0]
         sources[index] = source
     assert [str(source.target) for source in sources] == ["activation_quantizers.matmul", "aten.matmul.default"]
+
+
+class Normalizing(nn.Module):
+    """Features of length one, of a layer without bias: black images have the norm zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(functional.normalize(self.conv(images).mean((2, 3))))
+
+
+def test_black_images_have_finite_logits_where_features_are_divided_by_their_norm() -> None:
+    module = placed(Normalizing(), "deploy", BitWidths(8, 8))
+    assert not any("clamp" in name or "norm" in name for name in names(module))
+    assert freeze(module)(torch.zeros(1, 3, 8, 8)).isfinite().all()
+
+
+class Sigmoid(nn.Module):
+    """A sigmoid and a swish that are written out: what they divide by is never zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        features = self.second(features / (1 + torch.exp(-features)))
+        return self.fc((1 / (1 + torch.exp(-features))).mean((2, 3)))
+
+
+def test_a_layer_writes_codes_whatever_its_result_becomes() -> None:
+    module = placed(Sigmoid(), "deploy")
+    for node in module.graph.nodes:
+        if "conv2d" in node.name and node.op == "call_function":
+            assert [str(user.target) for user in node.users] == [f"activation_quantizers.{node.name}"]
 
 
 @pytest.mark.parametrize("protocol", ["gdfq", "genie"])

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from causal_dfq.errors import CaptureError
-from causal_dfq.network.constants import fold_constants
+from causal_dfq.network.constants import drop_neutral_operations, fold_constants
 from causal_dfq.network.error_text import failing_line, first_line
 from causal_dfq.network.operations import aten, has_running_statistics
 from causal_dfq.network.regions import inline_regions
@@ -143,6 +143,7 @@ def _cleaned(module: torch.nn.Module) -> fx.GraphModule:
     _remove_dropout(module)
     _remove_assertions(module)
     fold_constants(module)
+    drop_neutral_operations(module)
     module.graph.eliminate_dead_code()
     return module
 

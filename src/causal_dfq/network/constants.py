@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from causal_dfq.network.operations import attribute, operation_name
+from causal_dfq.network.operations import attribute, has_float_value, operation_name
 
 _NAME = "constant_"
 # They read nothing of a tensor but its type and its device.
 _FACTORIES = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
 # They read nothing, and would stay on the device that the network was captured on.
 _SOURCES = frozenset({"arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"})
+
+_NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0}
+_COMMUTING = frozenset({"mul", "add"})
 
 
 @torch.no_grad()
@@ -40,6 +43,35 @@ def fold_constants(module: fx.GraphModule) -> None:
             for user in list(node.users):
                 if user not in values:
                     user.replace_input_with(node, stored)
+
+
+def drop_neutral_operations(module: fx.GraphModule) -> None:
+    """Takes out multiplications by one and additions of zero, in place.
+
+    Where two tensors of the same values have a grid each, a runtime may merge both grids into a third one.
+    """
+    for node in list(module.graph.nodes):
+        neutral = _NEUTRAL.get(operation_name(node))
+        if neutral is None or len(node.args) != 2 or node.kwargs:
+            continue
+        for value, constant in (node.args, node.args[::-1]) if operation_name(node) in _COMMUTING else (node.args,):
+            if isinstance(value, fx.Node) and value.op != "get_attr" and _is_all(module, constant, neutral, value):
+                node.replace_all_uses_with(value)
+                module.graph.erase_node(node)
+                break
+
+
+def _is_all(module: fx.GraphModule, constant: Any, number: int, other: fx.Node) -> bool:
+    """Whether a constant is that number everywhere, and would not make the other tensor larger."""
+    if isinstance(constant, int | float):
+        return constant == number and has_float_value(other)
+    if not isinstance(constant, fx.Node) or constant.op != "get_attr":
+        return False
+    values, shape = attribute(module, str(constant.target)), other.meta["val"].shape
+    if not isinstance(values, Tensor) or values.dtype != other.meta["val"].dtype or values.ndim > len(shape):
+        return False
+    fits = all(size in (1, whole) for size, whole in zip(reversed(values.shape), reversed(shape), strict=False))
+    return fits and bool((values == number).all())
 
 
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:

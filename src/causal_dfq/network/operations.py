@@ -31,10 +31,29 @@ ACTIVATIONS = CLIPPING_ACTIVATIONS | {
     aten.prelu.default,
     aten.mish.default,
 }
-# The values of the result are values of the argument, or zeros.
+FUNCTION_NAMES = frozenset(
+    {
+        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp"),
+        *("log", "erf", "tanh", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "mish", "elu", "softplus"),
+        "leaky_relu",
+    }
+)
+# The values of the result are values of the first argument, or zeros.
 VALUE_PRESERVING_NAMES = frozenset(
     {
-        *("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "clone", "detach", "alias"),
+        *(
+            "reshape",
+            "view",
+            "flatten",
+            "unflatten",
+            "squeeze",
+            "unsqueeze",
+            "expand",
+            "expand_as",
+            "clone",
+            "detach",
+            "alias",
+        ),
         *("to", "_to_copy"),
         *("permute", "transpose", "t", "numpy_T", "contiguous", "channel_shuffle", "pixel_shuffle"),
         *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
@@ -100,6 +119,17 @@ def clip(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 def is_value_preserving(node: fx.Node) -> bool:
     """Whether the node only moves, drops or repeats values."""
     return operation_name(node) in VALUE_PRESERVING_NAMES
+
+
+def hands_values_on(node: fx.Node) -> bool:
+    """Whether the node only moves values, or concatenates them."""
+    return is_value_preserving(node) or (node.op == "call_function" and node.target == CONCATENATION)
+
+
+def is_function(node: fx.Node) -> bool:
+    """Whether each value of the result is a function of one value of a single tensor, and of constants."""
+    variables = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return operation_name(node) in FUNCTION_NAMES and len(variables) == 1 and node.args.count(variables[0]) == 1
 
 
 def has_float_value(node: fx.Node) -> bool:

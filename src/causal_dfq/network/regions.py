@@ -8,18 +8,28 @@ from typing import Any
 import torch
 from torch import fx
 
-from causal_dfq.network.operations import attribute
+from causal_dfq.errors import CaptureError
+from causal_dfq.network.operations import attribute, module_path
 
-_REGIONS = frozenset({torch.ops.higher_order.wrap_with_autocast, torch.ops.higher_order.wrap_with_set_grad_enabled})
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_REGIONS = frozenset({_AUTOCAST, torch.ops.higher_order.wrap_with_set_grad_enabled})
 
 
 def inline_regions(module: fx.GraphModule) -> None:
     """Puts the operations of every region in its place, in place.
 
     A graph that is captured in float32 computes the same without them; inside, no layer would be seen.
+
+    Raises:
+        CaptureError: a region computes in lower precision on the CPU.
     """
     while regions := [node for node in module.graph.nodes if node.target in _REGIONS]:
         for region in regions:
+            if region.target == _AUTOCAST and region.args[0] == "cpu" and region.args[2]:
+                raise CaptureError(
+                    f"the forward of {module_path(region)} switches autocast to {region.args[1]} on; the network is "
+                    "captured in float32: take the autocast out of the forward"
+                )
             _inline(module, region)
     module.graph.eliminate_dead_code()
 

@@ -18,20 +18,25 @@ from torch._ops import OpOverload
 
 from causal_dfq.network.fold import has_own_scale, norm_affine
 from causal_dfq.network.operations import (
-    CONCATENATION,
     LINEAR,
     WEIGHT_LAYERS,
     aten,
     attribute,
     clipping_bounds,
+    hands_values_on,
     has_running_statistics,
-    is_value_preserving,
     operation_name,
 )
 from causal_dfq.quantizer.affine import integer_range, quantize
 from causal_dfq.quantizer.modules import Accumulator, IntegerWeight
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from causal_dfq.quantizer.runtime_arithmetic import CodeOperation, IntegerAddition, IntegerMean, IntegerProduct
+from causal_dfq.quantizer.runtime_arithmetic import (
+    CodeOperation,
+    IntegerAddition,
+    IntegerMean,
+    IntegerProduct,
+    IntegerSoftmax,
+)
 
 ACCUMULATORS = "accumulators"
 _NORM = "norm_of_"
@@ -63,6 +68,7 @@ CODE_OPERATIONS: dict[str, SimulatedOperation] = {
     f"{ACCUMULATORS}.of_products": SimulatedOperation(aten.mul.Tensor, (), IntegerProduct),
     f"{ACCUMULATORS}.of_pools": SimulatedOperation(aten.adaptive_avg_pool2d.default, ([1, 1],), IntegerMean),
     f"{ACCUMULATORS}.of_means": SimulatedOperation(aten.mean.dim, ([2, 3], True), IntegerMean),
+    f"{ACCUMULATORS}.of_softmaxes": SimulatedOperation(aten.softmax.int, (-1,), IntegerSoftmax),
 }
 
 
@@ -113,8 +119,8 @@ def accumulator_bias(bias: Tensor, weight: IntegerWeight, input_scale: Tensor) -
 def simulate_integers(module: fx.GraphModule) -> None:
     """Makes a finished graph round as an integer runtime does, in place.
 
-    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums, products and
-    means as those of codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every
+    Biases are what accumulators hold, the outputs of layers are rounded as accumulators are, sums, products, means and
+    softmaxes as those of codes are, and a BatchNorm that no layer has absorbed is a product and a sum, which every
     runtime rounds alike.
     """
     _simulate_accumulators(module)
@@ -236,7 +242,7 @@ def value_grids(graph: fx.Graph) -> dict[fx.Node, str]:
 
 def _moved(node: fx.Node) -> list[fx.Node]:
     """The tensors whose values a node hands on as they are; empty for other nodes."""
-    if node.op != "call_function" or not (is_value_preserving(node) or node.target == CONCATENATION):
+    if node.op != "call_function" or not hands_values_on(node):
         return []
     if operation_name(node) in ("pad", "constant_pad_nd") and any(
         isinstance(value, int | float) and value for value in (*node.args[2:], *node.kwargs.values())

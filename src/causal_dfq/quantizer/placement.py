@@ -13,33 +13,21 @@ from causal_dfq.network.operations import (
     ACTIVATIONS,
     CLIPPING_ACTIVATIONS,
     CONCATENATION,
-    aten,
     attribute,
+    hands_values_on,
     has_float_value,
     input_name,
+    is_function,
     is_value_preserving,
     is_weight_layer,
-    operation_name,
     weight_layer_nodes,
 )
+from causal_dfq.quantizer.float_readers import float_readers
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 
 ACTIVATION_QUANTIZERS = "activation_quantizers"
 WEIGHT_QUANTIZERS = "weight_quantizers"
 IMAGE_BITS = 8
-# Runtimes compute them in float, whatever they are given.
-_FEATURE_NORMS = frozenset(
-    {aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
-)
-_STREAM_OPERATIONS = frozenset({aten.add.Tensor, aten.mul.Tensor})
-_RECIPROCALS = frozenset({"reciprocal", "rsqrt"})
-_FUNCTIONS = frozenset(
-    {
-        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp"),
-        *("log", "erf", "tanh", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "mish", "elu", "softplus"),
-        "leaky_relu",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -83,45 +71,6 @@ def layer_input_tensors(graph: fx.Graph) -> list[fx.Node]:
     """The tensors that convolutions and linear layers read, as BRECQ, QDrop and GENIE quantize."""
     sources = {source for layer in weight_layer_nodes(graph) for source in _sources(layer.args[0])}
     return [node for node in graph.nodes if node in sources]
-
-
-def float_readers(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    """Tensors with readers that compute in float on every runtime and would only lose by codes, and these readers.
-
-    First, the stream of a transformer, and of a network such as ConvNeXt: each block normalizes it and adds to it. No
-    runtime normalizes codes, and every block would round the stream once more. A sum that a normalization of features
-    reads, and what is only added to one, is float for the normalization and for the next sum; a layer reads its codes.
-    Second, what something is divided by, which as a code could be zero. [ours]
-    """
-    readers = {node: {user for user in node.users if _is_divided_by(user, node)} for node in graph.nodes}
-    streams: set[fx.Node] = set()
-
-    def takes_stream(reader: fx.Node) -> bool:
-        if reader.target in _FEATURE_NORMS or reader in streams:
-            return True
-        return _passes(reader) and bool(reader.users) and all(map(takes_stream, reader.users))
-
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and node.target in _STREAM_OPERATIONS and has_float_value(node):
-            found = readers[node] | {reader for reader in node.users if takes_stream(reader)}
-            if any(map(_is_normalized, node.users)) or (found and len(found) == len(node.users)):
-                streams.add(node)
-                readers[node] = found
-    return {node: found for node, found in readers.items() if found}
-
-
-def _is_normalized(reader: fx.Node) -> bool:
-    return reader.target in _FEATURE_NORMS or (_passes(reader) and any(map(_is_normalized, reader.users)))
-
-
-def _is_divided_by(reader: fx.Node, node: fx.Node) -> bool:
-    if reader.target == aten.div.Tensor:
-        return reader.args[1] is node and reader.args[0] is not node
-    if operation_name(reader) in _RECIPROCALS:
-        return True
-    if not (_passes(reader) or _is_function(reader)) or not reader.users:
-        return False
-    return all(_is_divided_by(user, reader) for user in reader.users)
 
 
 def _none(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
@@ -173,25 +122,18 @@ def _is_fused_into_clipping(node: fx.Node) -> bool:
 
 
 def _is_within_function(node: fx.Node) -> bool:
-    return _is_function(node) and len(node.users) == 1 and all(map(_is_function, node.users))
-
-
-def _is_function(node: fx.Node) -> bool:
-    """Whether each value of the result is one of a single tensor's, and constants."""
-    variables = [source for source in node.all_input_nodes if source.op != "get_attr"]
-    return operation_name(node) in _FUNCTIONS and len(variables) == 1 and node.args.count(variables[0]) == 1
+    return is_function(node) and len(node.users) == 1 and all(map(is_function, node.users))
 
 
 def _is_read_by_operation(node: fx.Node) -> bool:
     for user in node.users:
-        if _is_read_by_operation(user) if _passes(user) else user.op == "call_function" and has_float_value(user):
+        if (
+            _is_read_by_operation(user)
+            if hands_values_on(user)
+            else user.op == "call_function" and has_float_value(user)
+        ):
             return True
     return False
-
-
-def _passes(node: fx.Node) -> bool:
-    """Whether the node hands values on as they are."""
-    return is_value_preserving(node) or (node.op == "call_function" and node.target == CONCATENATION)
 
 
 def _sources(node: object) -> Iterable[fx.Node]:
@@ -200,8 +142,9 @@ def _sources(node: object) -> Iterable[fx.Node]:
         return
     if _is_computed(node):
         yield node
-    elif _passes(node):
-        for argument in node.all_input_nodes:
+    elif hands_values_on(node):
+        moved = node.args[0]
+        for argument in moved if isinstance(moved, list | tuple) else [moved]:
             yield from _sources(argument)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_LARGEST_EXPONENTIAL = 2**23 - 1
+
 
 class CodeOperation(nn.Module):
     """An operation on tensors on grids, rounded to the grid of its result.
@@ -75,6 +77,25 @@ class IntegerMean(CodeOperation):
         places = values.shape[2] * values.shape[3]
         factor = self.scales[0] / (self.scales[1] * places)
         return torch.round(values.sum((2, 3), keepdim=True) * factor) + self.zero_points[1]
+
+
+class IntegerSoftmax(CodeOperation):
+    """Softmax over the last dimension: exponentials from a table of integers, their shares by integer division.
+
+    A share is counted in whole steps of the result's grid in one, and rounded half up. An exponential next to a tie may
+    be rounded the other way in the runtime.
+    """
+
+    def code(self, *steps: Tensor) -> Tensor:
+        """The shares, of the tensor's shape."""
+        (values,) = steps
+        unit = min((2**32 - 1) / values.shape[-1], _LARGEST_EXPONENTIAL)
+        below = (values - values.amax(-1, keepdim=True)).double() * self.scales[0].double()
+        exponentials = torch.round(unit * torch.exp(below))
+        total = exponentials.sum(-1, keepdim=True)
+        steps_in_one = torch.floor(1 / self.scales[1]).double()
+        shares = torch.floor((exponentials * steps_in_one + torch.floor(total / 2)) / total)
+        return (shares + self.zero_points[1]).float()
 
 
 def _multiply_add(codes: Tensor, factor: Tensor, summand: Tensor) -> Tensor:

@@ -188,6 +188,7 @@ def measured_norm(
 def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
     """A view of P: images -> (logits, [(mean, variance) of each BatchNorm's input], the input of the middle one).
 
+    The middle one of those that have a row for each image: a BatchNorm may see all tokens of all images in a row.
     Parameters are shared with `captured`; without a BatchNorm the list is empty and the last value the logits.
     """
     graph = fx.Graph()
@@ -195,10 +196,10 @@ def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
     logits = graph.graph_copy(captured.graph, copies)
     statistics = []
     norms = batch_norm_nodes(graph)
-    middle = None
-    for index, norm in enumerate(norms):
-        if index == len(norms) // 2:
-            middle = norm.args[0]
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    inputs = [norm.args[0] for norm in norms if _rows(norm.args[0]) == _rows(images)]
+    middle = inputs[len(inputs) // 2] if inputs else logits
+    for norm in norms:
         last, residual = norm, None
         addition = _only_user(last)
         if addition is not None and _is_plain_addition(addition):
@@ -216,11 +217,17 @@ def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
         last.replace_all_uses_with(normalized)
         statistics.append((mean, variance))
         logits = normalized if logits is last else logits
-    graph.output((logits, statistics, logits if middle is None else middle))
+        middle = normalized if middle is last else middle
+    graph.output((logits, statistics, middle))
     graph.eliminate_dead_code()
     view = fx.GraphModule(captured, graph)
     view.train(captured.training)
     return view
+
+
+def _rows(node: object) -> int:
+    assert isinstance(node, fx.Node)
+    return int(node.meta["val"].shape[0])
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
