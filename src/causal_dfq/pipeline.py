@@ -289,8 +289,18 @@ def finish(
 
 
 def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
-    """The trained network in integers, and in their arithmetic where the protocol simulates an integer runtime."""
+    """The trained network in integers, and in their arithmetic where the protocol simulates an integer runtime.
+
+    Raises:
+        NetworkError: something of it is not finite.
+    """
     frozen = freeze(prepared.quantized)
+    for name, tensor in frozen.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NetworkError(
+                f"{name} of the quantized network is not finite: its training has diverged; nothing of it can be used, "
+                "try other bits or another effort"
+            )
     if options.protocol == "deploy":
         simulate_integers(frozen)
     return frozen

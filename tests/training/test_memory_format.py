@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -51,6 +51,29 @@ def test_both_steps_convolve_in_channels_last(network: type) -> None:
             loss()[0].backward()
         assert formats.seen >= 10
         assert formats.others == []
+
+
+class Volume(nn.Module):
+    """A convolution over three dimensions, as lambda networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 64, 3, 4, 1), nn.BatchNorm2d(64)
+        self.volume, self.fc = nn.Conv3d(1, 16, (9, 9, 1), padding=(4, 4, 0)), nn.Linear(16, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.norm(self.conv(images)))
+        return self.fc(self.volume(features.permute(0, 2, 3, 1)[:, None]).mean((2, 3, 4)))
+
+
+def test_a_convolution_over_three_dimensions_has_a_finite_gradient() -> None:
+    options = make_options(bits="w8a8", input_shape=(3, 16, 16))
+    run = start_run(prepare(trained(Volume()), options), options, resolve_device("cpu"))
+    run.calibrate()
+    run.student_loss(run.student_batch())[0].backward()
+    found = [parameter.grad for name, parameter in run.quantized.named_parameters() if "conv3d" in name]
+    assert len(found) >= 2
+    assert all(bool(gradient.isfinite().all()) for gradient in found if gradient is not None)
 
 
 def strides(values: Tensor) -> list[int]:

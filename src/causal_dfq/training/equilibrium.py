@@ -210,9 +210,19 @@ class Equilibrium:
 
     def sensitivity_images(self) -> Tensor:
         """The images that layers are compared on: few where they are large, since each layer sees them by itself."""
+        return self.images_apart(SENSITIVITY_BATCHES)[: self._sensitivity_count()]
+
+    def _images_in_two(self) -> tuple[Tensor, Tensor]:
+        """Images that bits are compared on, and others that layers are rounded on: imprinted scenes where there are."""
+        imprints = self.synthesis.imprints
+        pool = self.images_apart(2 * SENSITIVITY_BATCHES) if imprints is None else imprints.images.float()
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self.seed)).to(pool.device)
+        count = min(self._sensitivity_count(), len(pool) // 2)
+        return pool[order[:count]], pool[order[count:]]
+
+    def _sensitivity_count(self) -> int:
         _, height, width = self.image_shape
-        count = max(8, SENSITIVITY_PIXELS // (height * width))
-        return self.images_apart(SENSITIVITY_BATCHES)[:count]
+        return max(8, SENSITIVITY_PIXELS // (height * width))
 
     def _batches_of(self, images: int) -> int:
         return -(-images // self.recipe.student_images)
@@ -239,7 +249,7 @@ class Equilibrium:
     def calibrate(self) -> None:
         """Bits of each layer where they are to be chosen; initial ranges of the activation quantizers."""
         if self._weight_budget is not None:
-            choose_weight_bits(self.views, self.sensitivity_images(), self._weight_budget)
+            choose_weight_bits(self.views, *self._images_in_two(), self._weight_budget, self.seed)
             self._follow_step_sizes()
         batches = (self.student_images(self.random).images for _ in range(CALIBRATION_BATCHES))
         self.views.calibrate(batches, self.pixel_bounds)

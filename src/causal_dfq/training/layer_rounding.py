@@ -78,21 +78,53 @@ def round_layer(
     """Sets the weight of one layer of Q, its grids and its bias; a layer whose weight is not rounded stays."""
     quantizer = quantizer_of(views.quantized, name)
     layer, pretrained = (network.get_submodule(f"{LAYERS}.{name}") for network in (views.quantized, views.folded))
-    p_weight, p_bias = _parameters(pretrained)
+    p_weight, p_bias = parameters_of(pretrained)
     if quantizer is None or p_weight[0].numel() > settings.largest_fan_in:
         return
-    weight, bias = _parameters(layer)
+    weight, bias = parameters_of(layer)
     moments = layer_moments(views, unit, name, data, settings.samples, random)
     groups = len(moments.own)
     nearest = least_squares_weight(joined(p_weight, p_bias, groups), moments, settings.pull_of(quantizer.bits))
-    importance = moments.importance.repeat_interleave(len(weight) // groups, 0).view_as(weight)
-    quantizer.fit(nearest[:, :, :-1].reshape(weight.shape).to(weight.dtype), importance.to(weight.dtype))
-    scale, zero_point = (values.double().view(groups, -1) for values in (quantizer.scale, quantizer.zero_point))
-    grid = (scale, zero_point, *integer_range(quantizer.bits, is_signed=True))
-    rounded = round_in_order(nearest, moments, grid, settings.damping)
-    real = within_cell(nearest, rounded, scale)
+    rounded = rounded_on_own_grid(quantizer, nearest, weight.shape, moments, settings.damping)
+    real = within_cell(nearest, rounded, quantizer.scale.double().view(groups, -1))
     weight.copy_(real[:, :, :-1].reshape(weight.shape))
     bias.copy_(real[:, :, -1].reshape(bias.shape))
+
+
+def rounded_on_own_grid(
+    quantizer: WeightQuantizer, weight: Tensor, shape: torch.Size, moments: Moments, damping: float
+) -> Tensor:
+    """Fits a quantizer's grids to a weight, then rounds it; weights (G, O / G, D) as `joined` makes them.
+
+    Args:
+        shape: that of the layer's weight, (O, ...).
+        damping: of the second moments, as in `RoundingSettings`.
+    """
+    groups = len(moments.own)
+    importance = moments.importance.repeat_interleave(shape[0] // groups, 0).view(shape)
+    kind = quantizer.log_scale.dtype
+    quantizer.fit(weight[:, :, :-1].reshape(shape).to(kind), importance.to(kind))
+    scale, zero_point = (values.double().view(groups, -1) for values in (quantizer.scale, quantizer.zero_point))
+    grid = (scale, zero_point, *integer_range(quantizer.bits, is_signed=True))
+    return round_in_order(weight, moments, grid, damping)
+
+
+def moments_in_p(views: NetworkViews, name: str, images: Tensor, samples: int, random: torch.Generator) -> Moments:
+    """What a layer of P reads of images (N, C, H, W), at about so many random places."""
+    layer = next(node for node in weight_layer_nodes(views.folded.graph) if node.name == name)
+    first = next(node.name for node in views.folded.graph.nodes if node.op == "placeholder")
+    part = None if input_name(layer) == first else views.part(views.folded, first, input_name(layer))
+    places = place_count(layer)
+    of_each = min(places, -(-samples // len(images)))
+    total: Moments | None = None
+    for chunk in images.split(CHUNK):
+        chosen = torch.randperm(places, generator=random)[:of_each].to(images.device)
+        read = chunk if part is None else views.through(part, chunk)
+        patches = patches_at(read, layer, kernel_size_of(views.folded, layer), chosen).float()
+        moments = Moments.of(patches, patches)
+        total = moments if total is None else total + moments
+    assert total is not None
+    return total
 
 
 def layer_moments(
@@ -135,7 +167,8 @@ def _reading(
     return (None if source == unit.source else views.part(network, unit.source, source)), layer
 
 
-def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A layer's weight (O, ...) and bias (O,)."""
     weight, bias = attribute(layer, "weight"), attribute(layer, "bias")
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)

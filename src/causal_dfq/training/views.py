@@ -238,6 +238,14 @@ def _depthwise_convolution(features: Tensor, weight: Tensor, bias: Tensor | None
     return result
 
 
+def _volume_convolution(features: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """In float32: on a CPU torch's gradient of the weight is not finite in bfloat16."""
+    with torch.autocast(features.device.type, enabled=False):
+        bias = None if bias is None else bias.float()
+        result: Tensor = aten.conv3d.default(features.float(), weight.float(), bias, *options)
+    return result
+
+
 def _for_training(view: fx.GraphModule) -> fx.GraphModule:
     for node in list(view.graph.nodes):
         if node.op != "call_function" or node.target not in CONVOLUTIONS:
@@ -249,7 +257,9 @@ def _for_training(view: fx.GraphModule) -> fx.GraphModule:
                 same = view.graph.call_function(with_gradient_in_channels_last, (node,))
             for user in readers:
                 user.replace_input_with(node, same)
-        if node.target == aten.conv2d.default and len(node.args) > 6:
+        if node.target == aten.conv3d.default:
+            node.target = _volume_convolution
+        elif node.target == aten.conv2d.default and len(node.args) > 6:
             groups, weight = node.args[6], node.args[1]
             value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
             if groups > 1 and (value is None or value.shape[1] == 1):
