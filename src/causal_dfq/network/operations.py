@@ -55,7 +55,7 @@ VALUE_PRESERVING_NAMES = frozenset(
             "alias",
         ),
         *("to", "_to_copy"),
-        *("permute", "transpose", "t", "numpy_T", "contiguous", "channel_shuffle", "pixel_shuffle"),
+        *("permute", "transpose", "t", "numpy_T", "contiguous", "channel_shuffle", "pixel_shuffle", "roll", "flip"),
         *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
         *("pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
     }

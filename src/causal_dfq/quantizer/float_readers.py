@@ -10,6 +10,7 @@ from causal_dfq.network.operations import (
     hands_values_on,
     has_float_value,
     is_function,
+    is_value_preserving,
     is_weight_layer,
     operation_name,
 )
@@ -26,11 +27,11 @@ def float_readers(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     """Tensors that some of their readers take in float, and these readers.
 
     First, the stream of a transformer, and of a network such as ConvNeXt: each block normalizes it, or what a layer
-    makes of it, and adds to it. No runtime normalizes codes, and every block would round the stream once more. A sum
-    that a normalization of features reads, what is only added to one and the sums before it in the stream are float for
-    the normalization and for the next sum; a layer reads their codes. Second, what something is divided by, which as a
-    code could be zero. Layers write codes always: a runtime computes a convolution in integers only between codes.
-    [ours]
+    makes of it, or what it adds to it. No runtime normalizes codes, and every block would round the stream once more. A
+    sum that a normalization of features reads or has written a part of, what is only added to one, and the sums before
+    it in the stream are float for the normalization and for the next sum; a layer reads their codes. Second, what
+    something is divided by, which as a code could be zero. Layers write codes always: a runtime computes a convolution
+    in integers only between codes. [ours]
     """
     found: dict[fx.Node, set[fx.Node]] = {}
     normalized: set[fx.Node] = set()
@@ -48,9 +49,11 @@ def float_readers(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
             if is_taken:
                 streams.add(node)
             continue
-        is_stream = is_taken or node in normalized or _is_summed_on(node, streams)
+        is_stream = is_taken or node in normalized or _is_summed_on(node, streams) or _adds_norm(node)
         if node.target in _STREAM_OPERATIONS and has_float_value(node) and is_stream:
             streams.add(node)
+            dividing |= taking
+        elif node.target in _FEATURE_NORMS:
             dividing |= taking
         if dividing and not _is_layer(node):
             found[node] = dividing
@@ -61,6 +64,18 @@ def _is_summed_on(node: fx.Node, streams: set[fx.Node]) -> bool:
     return node.target == aten.add.Tensor and any(
         user in streams and user.target == aten.add.Tensor for user in node.users
     )
+
+
+def _adds_norm(node: fx.Node) -> bool:
+    """Whether a sum adds what a normalization of features writes, as where blocks are normalized at their end."""
+    summands = [source for source in node.all_input_nodes if node.target == aten.add.Tensor]
+    return any(map(_is_norm_moved, summands))
+
+
+def _is_norm_moved(node: fx.Node) -> bool:
+    while is_value_preserving(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.target in _FEATURE_NORMS
 
 
 def _divides(reader: fx.Node, node: fx.Node, divisors: set[fx.Node]) -> bool:
