@@ -110,6 +110,25 @@ def test_a_stream_whose_branches_are_normalized_is_float_for_its_sums() -> None:
     assert str(arguments["roll"][0].target) == "activation_quantizers.add"
 
 
+class Attending(nn.Module):
+    """Attention that is written out, with a mask; a layer whose result a softmax reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.gate, self.fc = nn.Conv2d(3, 12, 1), nn.Linear(4, 4), nn.Linear(4, 5)
+        self.register_buffer("mask", -100 * torch.ones(64, 64).triu(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        q, k, v = self.qkv(images).flatten(2).transpose(1, 2).chunk(3, 2)
+        mixed = torch.softmax(q @ k.transpose(1, 2) * 0.5 + self.mask, -1) @ v
+        return self.fc(torch.softmax(self.gate(mixed.mean(1)), -1))
+
+
+def test_scores_of_an_attention_are_float_and_layers_write_codes() -> None:
+    module = placed(Attending(), "deploy")
+    assert names(module) == ["images", "conv2d", "softmax", "matmul_1", "mean", "linear", "softmax_1"]
+
+
 class Dividing(nn.Module):
     """Linear attention: one product holds numerators and, at its end, what they are divided by."""
 

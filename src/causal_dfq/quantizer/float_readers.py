@@ -19,6 +19,7 @@ _FEATURE_NORMS = frozenset(
     {aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 )
 _STREAM_OPERATIONS = frozenset({aten.add.Tensor, aten.mul.Tensor})
+_SOFTMAXES = frozenset({aten.softmax.int, aten._softmax.default, aten.log_softmax.int})
 # Of these a code of zero makes no zero.
 _NEVER_ZERO = frozenset({"exp", "sigmoid", "hardsigmoid", "softplus"})
 
@@ -30,17 +31,18 @@ def float_readers(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     makes of it, or what it adds to it. No runtime normalizes codes, and every block would round the stream once more. A
     sum that a normalization of features reads or has written a part of, what is only added to one, and the sums before
     it in the stream are float for the normalization and for the next sum; a layer reads their codes. Second, what
-    something is divided by, which as a code could be zero. Layers write codes always: a runtime computes a convolution
-    in integers only between codes. [ours]
+    something is divided by, which as a code could be zero. Third, what a softmax reads: a mask among the scores of an
+    attention would take all codes for itself. Layers write codes always: a runtime computes a convolution in integers
+    only between codes. [ours]
     """
     found: dict[fx.Node, set[fx.Node]] = {}
     normalized: set[fx.Node] = set()
     streams: set[fx.Node] = set()
-    divisors: set[fx.Node] = set()
+    kept: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        dividing = {user for user in node.users if _divides(user, node, divisors)}
-        if dividing and len(dividing) == len(node.users):
-            divisors.add(node)
+        in_float = {user for user in node.users if _needs_float(user, node, kept)}
+        if in_float and len(in_float) == len(node.users):
+            kept.add(node)
         if any(user.target in _FEATURE_NORMS or (hands_values_on(user) and user in normalized) for user in node.users):
             normalized.add(node)
         taking = {user for user in node.users if user.target in _FEATURE_NORMS or user in streams}
@@ -52,11 +54,11 @@ def float_readers(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
         is_stream = is_taken or node in normalized or _is_summed_on(node, streams) or _adds_norm(node)
         if node.target in _STREAM_OPERATIONS and has_float_value(node) and is_stream:
             streams.add(node)
-            dividing |= taking
+            in_float |= taking
         elif node.target in _FEATURE_NORMS:
-            dividing |= taking
-        if dividing and not _is_layer(node):
-            found[node] = dividing
+            in_float |= taking
+        if in_float and not _is_layer(node):
+            found[node] = in_float
     return found
 
 
@@ -78,8 +80,10 @@ def _is_norm_moved(node: fx.Node) -> bool:
     return node.target in _FEATURE_NORMS
 
 
-def _divides(reader: fx.Node, node: fx.Node, divisors: set[fx.Node]) -> bool:
-    """Whether a reader divides something by a tensor, or makes of it what is divided by alone."""
+def _needs_float(reader: fx.Node, node: fx.Node, kept: set[fx.Node]) -> bool:
+    """Whether a reader is a softmax or divides by the tensor, or makes of it what is read so alone."""
+    if reader.target in _SOFTMAXES:
+        return True
     if reader.target == aten.div.Tensor and node in reader.args[1:]:
         return reader.args[0] is not node
     name = operation_name(reader)
@@ -88,7 +92,7 @@ def _divides(reader: fx.Node, node: fx.Node, divisors: set[fx.Node]) -> bool:
         return True
     passes = hands_values_on(reader) or reader.target in CLIPPING_ACTIVATIONS
     passes = passes or (is_function(reader) and name not in _NEVER_ZERO)
-    return passes and reader in divisors
+    return passes and reader in kept
 
 
 def _is_layer(node: fx.Node) -> bool:
