@@ -8,6 +8,7 @@ from causal_dfq.export.verify import onnxruntime_session
 from causal_dfq.quantizer.runtime_arithmetic import (
     CodeOperation,
     IntegerAddition,
+    IntegerChannelSoftmax,
     IntegerMean,
     IntegerProduct,
     IntegerSoftmax,
@@ -20,7 +21,7 @@ ON_X86 = pytest.mark.skipif(
 
 
 def runtime_codes(
-    operator: str, scales: torch.Tensor, zero_points: torch.Tensor, *inputs: torch.Tensor
+    operator: str, scales: torch.Tensor, zero_points: torch.Tensor, *inputs: torch.Tensor, **attributes: int
 ) -> torch.Tensor:
     """What the runtime makes of codes, by an operator between grids; the last scale and zero point are the result's."""
     names = [f"input_{number}" for number in range(len(inputs))]
@@ -33,7 +34,7 @@ def runtime_codes(
         helper.make_node("DequantizeLinear", [name, f"{name}_scale", f"{name}_zero"], [f"{name}_real"])
         for name in names
     ]
-    nodes.append(helper.make_node(operator, [f"{name}_real" for name in names], ["result_real"]))
+    nodes.append(helper.make_node(operator, [f"{name}_real" for name in names], ["result_real"], **attributes))
     nodes.append(helper.make_node("QuantizeLinear", ["result_real", "result_scale", "result_zero"], ["result"]))
     given = [
         helper.make_tensor_value_info(name, TensorProto.UINT8, list(codes.shape))
@@ -53,12 +54,13 @@ def differing(
     scales: torch.Tensor,
     zero_points: torch.Tensor,
     *inputs: torch.Tensor,
+    **attributes: int,
 ) -> int:
     """How many codes of the simulation are not the runtime's."""
     grids = zip(inputs, scales, zero_points, strict=False)
     found = kind(scales, zero_points)(*((codes - zero) * scale for codes, scale, zero in grids))
     codes = (found / scales[-1] + zero_points[-1]).round().clamp(0, CODES - 1)
-    return int((codes != runtime_codes(operator, scales, zero_points, *inputs)).sum())
+    return int((codes != runtime_codes(operator, scales, zero_points, *inputs, **attributes)).sum())
 
 
 @ON_X86
@@ -92,14 +94,23 @@ def test_every_mean_is_the_runtimes() -> None:
 
 
 @ON_X86
-def test_softmaxes_are_the_runtimes() -> None:
+@pytest.mark.parametrize("kind", [IntegerSoftmax, IntegerChannelSoftmax])
+def test_softmaxes_are_the_runtimes(kind: type[IntegerSoftmax]) -> None:
     random = torch.Generator().manual_seed(0)
     differences = 0
     for trial in range(40):
         length = (2, 7, 16, 64)[trial % 4]
         scales = torch.tensor([0.02, 2 / length / CODES]) * (0.5 + torch.rand(2, generator=random))
         zero_points = torch.tensor([100.0, float(trial % 3)])
-        values = torch.randint(CODES, (500, length), generator=random).float()
-        differences += differing("Softmax", IntegerSoftmax, scales, zero_points, values)
-    # Of 445,000, those whose exponential lies on a tie.
-    assert differences < 30
+        values = torch.randint(CODES, (100, 5, length), generator=random).float().transpose(kind.dimension, -1)
+        differences += differing("Softmax", kind, scales, zero_points, values.contiguous(), axis=kind.dimension)
+    # Of 445,000.
+    assert differences < 5
+
+
+@ON_X86
+def test_equal_shares_break_ties_as_the_runtime_does() -> None:
+    values = torch.full((1, 2), 77.0)
+    for steps_in_one in range(100, 400):
+        scales = torch.tensor([0.02, 1 / (steps_in_one + 0.5)])
+        assert differing("Softmax", IntegerSoftmax, scales, torch.zeros(2), values) == 0

@@ -33,6 +33,7 @@ from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZ
 from causal_dfq.quantizer.runtime_arithmetic import (
     CodeOperation,
     IntegerAddition,
+    IntegerChannelSoftmax,
     IntegerMean,
     IntegerProduct,
     IntegerSoftmax,
@@ -69,6 +70,7 @@ CODE_OPERATIONS: dict[str, SimulatedOperation] = {
     f"{ACCUMULATORS}.of_pools": SimulatedOperation(aten.adaptive_avg_pool2d.default, ([1, 1],), IntegerMean),
     f"{ACCUMULATORS}.of_means": SimulatedOperation(aten.mean.dim, ([2, 3], True), IntegerMean),
     f"{ACCUMULATORS}.of_softmaxes": SimulatedOperation(aten.softmax.int, (-1,), IntegerSoftmax),
+    f"{ACCUMULATORS}.of_channel_softmaxes": SimulatedOperation(aten.softmax.int, (1,), IntegerChannelSoftmax),
 }
 
 

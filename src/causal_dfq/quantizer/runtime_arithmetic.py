@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_LARGEST_EXPONENTIAL = 2**23 - 1
-
 
 class CodeOperation(nn.Module):
     """An operation on tensors on grids, rounded to the grid of its result.
@@ -80,22 +78,25 @@ class IntegerMean(CodeOperation):
 
 
 class IntegerSoftmax(CodeOperation):
-    """Softmax over the last dimension: exponentials from a table of integers, their shares by integer division.
+    """Softmax over `dimension`: the shares are counted in whole steps of the result's grid in one.
 
-    A share is counted in whole steps of the result's grid in one, and rounded half up. An exponential next to a tie may
-    be rounded the other way in the runtime.
+    A share next to a tie may be rounded the other way in the runtime.
     """
+
+    dimension = -1
 
     def code(self, *steps: Tensor) -> Tensor:
         """The shares, of the tensor's shape."""
         (values,) = steps
-        unit = min((2**32 - 1) / values.shape[-1], _LARGEST_EXPONENTIAL)
-        below = (values - values.amax(-1, keepdim=True)).double() * self.scales[0].double()
-        exponentials = torch.round(unit * torch.exp(below))
-        total = exponentials.sum(-1, keepdim=True)
-        steps_in_one = torch.floor(1 / self.scales[1]).double()
-        shares = torch.floor((exponentials * steps_in_one + torch.floor(total / 2)) / total)
-        return (shares + self.zero_points[1]).float()
+        below = (values - values.amax(self.dimension, keepdim=True)).double() * self.scales[0].double()
+        shares = torch.softmax(below, self.dimension) * torch.floor(1 / self.scales[1]).double()
+        return (torch.round(shares) + self.zero_points[1]).float()
+
+
+class IntegerChannelSoftmax(IntegerSoftmax):
+    """The same over the first dimension of each image, as where branches are weighed against each other."""
+
+    dimension = 1
 
 
 def _multiply_add(codes: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
