@@ -13,9 +13,10 @@ from torch import fx, nn
 import causal_dfq
 from causal_dfq import fusion
 from causal_dfq.config import Method, make_options
-from causal_dfq.errors import ConfigError, OutputError
+from causal_dfq.errors import ConfigError, NetworkError, OutputError
 from causal_dfq.fusion import can_compile
-from causal_dfq.pipeline import prepare, start_run, train
+from causal_dfq.network.fold import LAYERS
+from causal_dfq.pipeline import finish, prepare, start_run, train
 from causal_dfq.quantizer.residual_grids import share_step_sizes
 from causal_dfq.training import budget, equilibrium
 from causal_dfq.training.budget import Budget
@@ -131,6 +132,31 @@ def test_channels_are_equalized_where_their_grid_is_coarse_and_nothing_trains(
     quantized = quantize(network, bits, method=method)
     assert torch.allclose(quantized.reference(images()), network(images()), rtol=1e-4, atol=1e-5)
     assert torch.equal(quantized.reference.get_submodule("layers.conv2d").weight, as_it_was)
+
+
+class Masked(nn.Module):
+    """Attention with an infinite mask, made in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.conv(images).flatten(2).transpose(1, 2)
+        mask = torch.full((16, 16), -torch.inf).triu(1)
+        return self.fc((torch.softmax(tokens @ tokens.transpose(1, 2) + mask, -1) @ tokens).mean(1))
+
+
+def test_a_training_that_has_diverged_is_told_and_an_infinite_mask_is_none() -> None:
+    options = make_options(bits="w8a8", input_shape=(3, 8, 8))
+    prepared = prepare(trained(Masked()), options)
+    run = start_run(prepared, options, torch.device("cpu"))
+    run.calibrate()
+    assert finish(prepared, run, options, {}, 0.0)(torch.randn(2, 3, 8, 8)).isfinite().all()
+    with torch.no_grad():
+        prepared.quantized.get_submodule(f"{LAYERS}.linear").bias.fill_(torch.nan)
+    with pytest.raises(NetworkError, match="diverged"):
+        finish(prepared, run, options, {}, 0.0)
 
 
 def test_on_step_hears_every_step() -> None:

@@ -36,7 +36,7 @@ from causal_dfq.precision import float32_convolutions
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.accumulator import simulate_integers
 from causal_dfq.quantizer.bit_allocation import check_budget
-from causal_dfq.quantizer.placement import place_quantizers
+from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, place_quantizers
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
 from causal_dfq.training.budget import Budget, Recipe, pays_for_compilation, recipe_for
@@ -296,7 +296,9 @@ def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
     """
     frozen = freeze(prepared.quantized)
     for name, tensor in frozen.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        # A constant of the network's own, such as a mask, may be infinite.
+        is_trained = name.split(".")[0] in (LAYERS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS)
+        if is_trained and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise NetworkError(
                 f"{name} of the quantized network is not finite: its training has diverged; nothing of it can be used, "
                 "try other bits or another effort"

@@ -4,14 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from causal_dfq.config import Protocol
+from causal_dfq.config import Protocol, make_options
 from causal_dfq.network.fold import LAYERS
+from causal_dfq.pipeline import prepare
 from causal_dfq.quantizer.affine import integer_range
 from causal_dfq.training.budget import Budget
 from causal_dfq.training.equilibrium import ROUNDING, Equilibrium
-from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, quantizer_of
+from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, moments_in_p, quantizer_of
 from causal_dfq.training.unit_walk import reconstruction_units
+from causal_dfq.training.views import NetworkViews
+from tests.networks import trained
 from tests.training.test_equilibrium import snapshot, started
 
 SMALL = Budget(warmup_steps=2, equilibrium_rounds=1, finish_rounds=1, student_steps=1, rounding_images=128)
@@ -40,6 +45,32 @@ def test_units_come_nearer_to_their_targets_and_codes_stay_in_their_range(protoc
         codes = quantizer.freeze(layer.weight).codes
         lowest, highest = integer_range(quantizer.bits, is_signed=True)
         assert lowest <= int(codes.min()) < int(codes.max()) <= highest
+
+
+class TokenByToken(nn.Module):
+    """A linear layer on (tokens, images, channels), as attention reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.fc = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 7), nn.Linear(7, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.conv(images).flatten(2).permute(2, 0, 1)
+        return self.fc(torch.relu(self.mix(tokens)).mean(0))
+
+
+@pytest.mark.parametrize("count", [1, 129])
+def test_all_tokens_of_all_images_are_seen_in_whatever_order_a_layer_reads_them(count: int) -> None:
+    options = make_options(bits="w4a8", input_shape=(3, 8, 8))
+    prepared = prepare(trained(TokenByToken()), options)
+    views = NetworkViews(prepared.captured, prepared.folded, prepared.quantized)
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), views.in_float32():
+        found = moments_in_p(views, "linear", images, 10**6, torch.Generator())
+        tokens = prepared.folded.get_submodule(LAYERS).conv2d
+        rows = functional.conv2d(images, tokens.weight, tokens.bias, 2).movedim(1, -1).reshape(-1, 6).double()
+    assert found.own[0, -1, -1] == len(rows)
+    torch.testing.assert_close(found.own[0, :-1, :-1], rows.T @ rows, rtol=1e-4, atol=1e-3)
 
 
 def test_no_more_images_are_held_than_memory_allows() -> None:

@@ -67,8 +67,11 @@ def _is_all(module: fx.GraphModule, constant: Any, number: int, other: fx.Node) 
         return constant == number and has_float_value(other)
     if not isinstance(constant, fx.Node) or constant.op != "get_attr":
         return False
-    values, shape = attribute(module, str(constant.target)), other.meta["val"].shape
-    if not isinstance(values, Tensor) or values.dtype != other.meta["val"].dtype or values.ndim > len(shape):
+    values, example = attribute(module, str(constant.target)), other.meta.get("val")
+    if not isinstance(values, Tensor) or not isinstance(example, Tensor) or values.dtype != example.dtype:
+        return False
+    shape = example.shape
+    if values.ndim > len(shape):
         return False
     fits = all(size in (1, whole) for size, whole in zip(reversed(values.shape), reversed(shape), strict=False))
     return fits and bool((values == number).all())

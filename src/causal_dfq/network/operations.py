@@ -35,7 +35,7 @@ FUNCTION_NAMES = frozenset(
     {
         *("add", "sub", "rsub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp"),
         *("log", "erf", "tanh", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "mish", "elu", "softplus"),
-        "leaky_relu",
+        *("leaky_relu", "maximum", "minimum"),
     }
 )
 # The values of the result are values of the first argument, or zeros.

@@ -196,9 +196,8 @@ def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
     logits = graph.graph_copy(captured.graph, copies)
     statistics = []
     norms = batch_norm_nodes(graph)
-    images = next(node for node in graph.nodes if node.op == "placeholder")
-    inputs = [norm.args[0] for norm in norms if _rows(norm.args[0]) == _rows(images)]
-    middle = inputs[len(inputs) // 2] if inputs else logits
+    chosen = middle_norm(graph)
+    middle = logits if chosen is None else norms[chosen].args[0]
     for norm in norms:
         last, residual = norm, None
         addition = _only_user(last)
@@ -223,6 +222,14 @@ def with_statistics(captured: fx.GraphModule) -> fx.GraphModule:
     view = fx.GraphModule(captured, graph)
     view.train(captured.training)
     return view
+
+
+def middle_norm(graph: fx.Graph) -> int | None:
+    """The number of the BatchNorm half way through P, of those that have a row for each image; None without one."""
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    norms = enumerate(batch_norm_nodes(graph))
+    of_images = [number for number, norm in norms if _rows(norm.args[0]) == _rows(images)]
+    return of_images[len(of_images) // 2] if of_images else None
 
 
 def _rows(node: object) -> int:

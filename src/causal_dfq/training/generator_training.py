@@ -26,6 +26,7 @@ from causal_dfq.synthesis.generator import (
 )
 from causal_dfq.synthesis.imprint import scenes_within
 from causal_dfq.synthesis.low_pass import low_pass
+from causal_dfq.synthesis.measured_norm import middle_norm
 from causal_dfq.synthesis.pixel_bounds import PixelBounds
 from causal_dfq.synthesis.scenes import hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
@@ -63,6 +64,7 @@ class GeneratorTraining:
         self.statistics = [
             (mean.to(device), variance.to(device)) for mean, variance in running_statistics(views.captured)
         ]
+        self._middle = middle_norm(views.captured.graph)
         self.model: StructuralCausalModel = image_model(
             views.classes,
             VARIATION_SIZE,
@@ -197,7 +199,7 @@ class GeneratorTraining:
 
     def _variation_loss(self, variation: Tensor, images: Tensor, middle: Tensor, styles: int) -> Tensor:
         """Mode seeking over twins, in the picture and in the features half way through P."""
-        scale = self.statistics[len(self.statistics) // 2][1].mean().sqrt()
+        scale = 1.0 if self._middle is None else self.statistics[self._middle][1].mean().sqrt()
         causes = _twins(variation, styles)
         in_features = mode_seeking_loss(causes, _twins(middle / scale, styles))
         return mode_seeking_loss(causes, _twins(images, styles)) + in_features

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from causal_dfq.network.fold import LAYERS
-from causal_dfq.network.operations import attribute, input_name, weight_layer_nodes
+from causal_dfq.network.operations import LINEAR, attribute, input_name, weight_layer_nodes
 from causal_dfq.network.patches import group_count, kernel_size_of, patches_at, place_count
 from causal_dfq.network.units import Unit
 from causal_dfq.quantizer.affine import integer_range
@@ -114,13 +114,12 @@ def moments_in_p(views: NetworkViews, name: str, images: Tensor, samples: int, r
     layer = next(node for node in weight_layer_nodes(views.folded.graph) if node.name == name)
     first = next(node.name for node in views.folded.graph.nodes if node.op == "placeholder")
     part = None if input_name(layer) == first else views.part(views.folded, first, input_name(layer))
-    places = place_count(layer)
-    of_each = min(places, -(-samples // len(images)))
+    kernel_size = kernel_size_of(views.folded, layer)
+    of_each = -(-samples // len(images))
     total: Moments | None = None
     for chunk in images.split(CHUNK):
-        chosen = torch.randperm(places, generator=random)[:of_each].to(images.device)
         read = chunk if part is None else views.through(part, chunk)
-        patches = patches_at(read, layer, kernel_size_of(views.folded, layer), chosen).float()
+        patches = _samples(read, layer, kernel_size, _chosen_places(read, layer, len(chunk), of_each, random))
         moments = Moments.of(patches, patches)
         total = moments if total is None else total + moments
     assert total is not None
@@ -134,21 +133,38 @@ def layer_moments(
     reads = {network: _reading(views, network, unit, name) for network in (views.folded, views.quantized)}
     (folded_part, folded_layer), (quantized_part, quantized_layer) = reads.values()
     kernel_size = kernel_size_of(views.folded, folded_layer)
-    places = place_count(folded_layer)
-    of_each = min(places, -(-samples // len(data.exact)))
+    of_each = -(-samples // len(data.exact))
     total: Moments | None = None
     for exact, rounded in zip(data.exact.split(CHUNK), data.rounded.split(CHUNK), strict=True):
-        chosen = torch.randperm(places, generator=random)[:of_each].to(exact.device)
         read_by_p = exact if folded_part is None else views.through(folded_part, exact)
         read_by_q = rounded if quantized_part is None else views.through(quantized_part, rounded)
+        chosen = _chosen_places(read_by_p, folded_layer, len(exact), of_each, random)
         moments = Moments.of(
-            patches_at(read_by_p, folded_layer, kernel_size, chosen).float(),
-            patches_at(read_by_q, quantized_layer, kernel_size, chosen).float(),
+            _samples(read_by_p, folded_layer, kernel_size, chosen),
+            _samples(read_by_q, quantized_layer, kernel_size, chosen),
         )
         total = moments if total is None else total + moments
     assert total is not None
     assert len(total.own) == group_count(folded_layer)
     return total
+
+
+def _chosen_places(read: Tensor, layer: fx.Node, images: int, of_each: int, random: torch.Generator) -> Tensor:
+    """Numbers of places of a convolution's output, the same ones for all images, or of the rows of a linear layer.
+
+    Attention reads its rows token by token or image by image.
+    """
+    is_linear = layer.target == LINEAR
+    places = read.shape[:-1].numel() if is_linear else place_count(layer)
+    count = images * of_each if is_linear else of_each
+    return torch.randperm(places, generator=random)[:count].to(read.device)
+
+
+def _samples(read: Tensor, layer: fx.Node, kernel_size: tuple[int, ...], chosen: Tensor) -> Tensor:
+    """What a layer reads there, (G, n, D) in float32."""
+    if layer.target == LINEAR:
+        return read.reshape(-1, read.shape[-1])[chosen][None].float()
+    return patches_at(read, layer, kernel_size, chosen).float()
 
 
 def quantizer_of(quantized: fx.GraphModule, layer: str) -> WeightQuantizer | None:

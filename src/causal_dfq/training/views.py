@@ -238,7 +238,7 @@ def _depthwise_convolution(features: Tensor, weight: Tensor, bias: Tensor | None
     return result
 
 
-def _volume_convolution(features: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+def _volume_convolution(features: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any) -> Tensor:
     """In float32: on a CPU torch's gradient of the weight is not finite in bfloat16."""
     with torch.autocast(features.device.type, enabled=False):
         bias = None if bias is None else bias.float()
