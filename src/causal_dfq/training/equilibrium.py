@@ -213,9 +213,9 @@ class Equilibrium:
         return self.images_apart(SENSITIVITY_BATCHES)[: self._sensitivity_count()]
 
     def _images_in_two(self) -> tuple[Tensor, Tensor]:
-        """Imprinted scenes that bits are compared on, and others that layers are rounded on."""
-        assert self.synthesis.imprints is not None
-        pool = self.synthesis.imprints.images.float()
+        """Images that bits are compared on, and others that layers are rounded on: imprinted scenes where there are."""
+        imprints = self.synthesis.imprints
+        pool = self.images_apart(2 * SENSITIVITY_BATCHES) if imprints is None else imprints.images.float()
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self.seed)).to(pool.device)
         count = min(self._sensitivity_count(), len(pool) // 2)
         return pool[order[:count]], pool[order[count:]]
