@@ -55,3 +55,12 @@ def test_choices_and_step_sizes_have_gradients() -> None:
     (rounding(weight) * torch.arange(weight.numel()).view(weight.shape)).sum().backward()
     assert rounding.logit.grad.abs().sum() > 0
     assert quantizer.log_scale.grad.abs().min() > 0
+
+
+def test_a_weight_that_is_rounded_once_stays_as_it_was_and_is_rounded_again_afterwards() -> None:
+    weight, quantizer, _ = made()
+    rounded = quantizer(weight)
+    with quantizer.rounded_once(weight):
+        quantizer.log_scale.data += 1.0
+        assert torch.equal(quantizer(weight), rounded)
+    assert not torch.equal(quantizer(weight), rounded)

@@ -163,6 +163,23 @@ def test_the_finish_begins_by_sharing_step_sizes_if_q_comes_nearer_to_p(monkeypa
     assert 0 < before < after
 
 
+def test_no_weight_is_rounded_again_while_step_sizes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
+    calls = []
+    quantizer = next(module for module in run.quantized.modules() if isinstance(module, WeightQuantizer))
+
+    def record(quantized: fx.GraphModule, error: Callable[[], float]) -> None:
+        kept = error()
+        quantizer.log_scale.data += 1.0
+        calls.append((kept, error()))
+        quantizer.log_scale.data -= 1.0
+
+    monkeypatch.setattr(equilibrium, "share_step_sizes", record)
+    for step in range(run.total_steps):
+        run.run_step(step)
+    assert calls[0][0] == calls[0][1]
+
+
 def test_weights_left_in_float_take_no_gradient() -> None:
     run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1), "w32a4")
     for step in range(4):

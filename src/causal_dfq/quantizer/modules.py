@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -123,6 +126,16 @@ class WeightQuantizer(nn.Module):
             scale, zero_point = weight_min_max(weight, bits)
         self.log_scale = nn.Parameter(channel_view(weight, scale.log()))
         self.register_buffer("zero_point", channel_view(weight, zero_point))
+        self._rounded: Tensor | None = None
+
+    @contextlib.contextmanager
+    def rounded_once(self, weight: Tensor) -> Iterator[None]:
+        """Within, the result for this weight, which must not change, is kept: no call rounds it again."""
+        self._rounded = self(weight)
+        try:
+            yield
+        finally:
+            self._rounded = None
 
     @property
     def scale(self) -> Tensor:
@@ -146,6 +159,8 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Weight (O, ...) -> the same, on the grid of each channel."""
+        if self._rounded is not None:
+            return self._rounded
         return learned_fake_quantize(weight, self.scale, self.zero_point, *integer_range(self.bits, True))
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from causal_dfq.causal.discrepancy import matching_discrepancy
 from causal_dfq.network.fold import LAYERS
+from causal_dfq.network.operations import attribute
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.residual_grids import share_step_sizes
@@ -35,7 +36,7 @@ from causal_dfq.training.imprint_synthesis import ImprintSynthesis
 from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding
 from causal_dfq.training.pool_training import PoolTraining, Synthesis
 from causal_dfq.training.reconstruction import Schedule, reconstruction
-from causal_dfq.training.sensitivity import choose_weight_bits
+from causal_dfq.training.sensitivity import choose_weight_bits, quantized_layers
 from causal_dfq.training.student_loss import StudentBatch, StudentImages, student_loss
 from causal_dfq.training.unit_walk import UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
@@ -267,7 +268,16 @@ class Equilibrium:
             weighted = recipe.matching_weight * recipe.temperature**2 * matching
             return float(weighted + recipe.feature_weight * q.feature_error)
 
-        share_step_sizes(self.quantized, error)
+        with self._weights_rounded_once():
+            share_step_sizes(self.quantized, error)
+
+    @contextlib.contextmanager
+    def _weights_rounded_once(self) -> Iterator[None]:
+        """For calls of Q between which no weight changes: rounding takes most of a large network's call."""
+        with contextlib.ExitStack() as stack:
+            for name, quantizer in quantized_layers(self.views):
+                stack.enter_context(quantizer.rounded_once(attribute(self.quantized, f"{LAYERS}.{name}.weight")))
+            yield
 
     def restore_trainable_zero_points(self) -> None:
         """After loading a state: a zero point at the lowest code is fixed there, all others are learned."""

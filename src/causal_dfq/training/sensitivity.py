@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_dfq.causal.discrepancy import matching_discrepancy
+from causal_dfq.network.continuation import Continuation
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.network.operations import attribute
 from causal_dfq.precision import float32_convolutions
@@ -39,14 +40,15 @@ def layer_sensitivities(
     symmetric grid for each output channel. Without `bits` each layer is measured at its own width.
     """
     found: dict[str, dict[int, float]] = {}
-    exact = _logits(views, images)
+    answers = _Answers(views, images)
     for name, quantizer in quantized_layers(views):
         weight = attribute(views.folded, f"{LAYERS}.{name}.weight")
+        answers.advance_to(name)
         kept = weight.clone()
         found[name] = {}
         for width in bits or [quantizer.bits]:
             weight.copy_(WeightQuantizer(kept, width, is_symmetric=True)(kept))
-            found[name][width] = float(matching_discrepancy(exact, _logits(views, images)))
+            found[name][width] = answers.divergence()
         weight.copy_(kept)
     return found
 
@@ -67,9 +69,10 @@ def closed_form_sensitivities(
     """
     found: dict[str, dict[int, float]] = {}
     settings = RoundingSettings()
-    exact = _logits(views, images)
+    answers = _Answers(views, images)
     for number, (name, _) in enumerate(quantized_layers(views)):
         weight, bias = parameters_of(views.folded.get_submodule(f"{LAYERS}.{name}"))
+        answers.advance_to(name)
         kept = weight.clone(), bias.clone()
         found[name] = {}
         moments = None
@@ -86,7 +89,7 @@ def closed_form_sensitivities(
                 rounded = rounded_on_own_grid(quantizer, exact_weight, weight.shape, moments, settings.damping)
                 weight.copy_(rounded[:, :, :-1].reshape(weight.shape))
                 bias.copy_(rounded[:, :, -1].reshape(bias.shape))
-            found[name][width] = float(matching_discrepancy(exact, _logits(views, images)))
+            found[name][width] = answers.divergence()
         weight.copy_(kept[0])
         bias.copy_(kept[1])
     return found
@@ -110,7 +113,23 @@ def choose_weight_bits(views: NetworkViews, images: Tensor, others: Tensor, budg
         quantizer.use_bits(weights[name], chosen[name])
 
 
-def _logits(views: NetworkViews, images: Tensor) -> Tensor:
-    # Outside of autocast, in float32: bfloat16 errs by as much as a grid of 8 bits does.
-    with float32_convolutions():
-        return torch.cat([views.folded(chunk) for chunk in images.split(_CHUNK)])
+class _Answers:
+    """P's answers to images (N, C, H, W), and how far they move as one layer after the other changes."""
+
+    def __init__(self, views: NetworkViews, images: Tensor) -> None:
+        self._continuation = Continuation(views.folded, images, _CHUNK)
+        self._exact = self._now()
+
+    def advance_to(self, layer: str) -> None:
+        """The next layer that will change."""
+        with float32_convolutions():
+            self._continuation.advance_to(layer)
+
+    def divergence(self) -> float:
+        """Mean KL(p_P || p_P as its weights are now)."""
+        return float(matching_discrepancy(self._exact, self._now()))
+
+    def _now(self) -> Tensor:
+        # Outside of autocast, in float32: bfloat16 errs by as much as a grid of 8 bits does.
+        with float32_convolutions():
+            return self._continuation.result()
