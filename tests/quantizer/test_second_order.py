@@ -39,7 +39,8 @@ def test_least_squares_without_pull_is_the_regression_on_what_q_reads() -> None:
     weight, moments, p, q = problem()
     found = least_squares_weight(weight, moments, 0.0)
     expected = torch.linalg.lstsq(with_one(q), with_one(p) @ weight.mT).solution.mT
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # Moments are summed in float32.
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_strong_pull_keeps_the_weight_and_leaves_the_bias_free() -> None:
