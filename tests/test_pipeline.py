@@ -249,6 +249,19 @@ def test_network_without_norm_is_quantized_on_imprinted_scenes() -> None:
     torch.testing.assert_close(quantized(images()), network(images()), rtol=0.05, atol=0.02)
 
 
+def test_large_images_are_imprinted_scenes_and_train_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(budget.LARGE_IMAGE_BUDGETS["fast"], imprint_batches=1, imprint_iterations=2)
+    monkeypatch.setitem(budget.LARGE_IMAGE_BUDGETS, "fast", small)
+    names: list[str] = []
+    quantized = causal_dfq.quantize(
+        trained(Residual()), "w8a8", (3, 72, 72), effort="fast", on_step=lambda report: names.append(report.phase.name)
+    )
+    assert list(dict.fromkeys(names)) == ["imprint", "calibration", "rounding"]
+    assert quantized.record.causal_model == ""
+    assert quantized.record.has_statistics
+    assert not any(name.startswith("analysis_") for name in quantized.record.last_metrics)
+
+
 def test_a_method_of_statistics_refuses_a_network_without_norm() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
     network(torch.zeros(1, *SHAPE))

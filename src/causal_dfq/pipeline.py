@@ -113,7 +113,7 @@ def quantize(
     """Quantizes a trained classifier without any data; the network itself is left untouched.
 
     Args:
-        network: images (N, C, H, W) -> logits (N, K); with BatchNorm its images come nearer to those it was trained on.
+        network: images (N, C, H, W) -> logits (N, K).
         bits: "w4a4" and the like: 2 to 8 for weights and activations, 32 to leave one alone; or "auto": each layer's
             weights in 2, 4 or 8 bits within `size_budget`, activations in 8.
         input_shape: (C, H, W).
@@ -173,9 +173,10 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
             f"the method {options.method} makes images from BatchNorm's statistics, and the network has no BatchNorm: "
             "quantize it with the method causal"
         )
-    if options.memory_limit is not None and chosen_synthesis(captured, options) != "generator":
-        of_what = f"the method {options.method}" if options.method != "causal" else "a network without BatchNorm"
-        raise ConfigError(f"a memory limit is not possible with {of_what}: its batches are fixed; leave it out")
+    if options.memory_limit is not None and METHODS[options.method].synthesis != "generator":
+        raise ConfigError(
+            f"a memory limit is not possible with the method {options.method}: its batches are fixed; leave it out"
+        )
     folded = fold_batch_norm(captured)
     if options.size_budget is not None:
         weights = weight_counts(folded)
@@ -244,8 +245,13 @@ def weight_counts(folded: fx.GraphModule) -> list[int]:
 
 
 def chosen_synthesis(captured: fx.GraphModule, options: Options) -> Synthesis:
-    """Where the images come from: as the options' method has it, but without BatchNorm from imprints alone."""
-    return METHODS[options.method].synthesis if batch_norm_nodes(captured.graph) else "imprints"
+    """Where the images come from: as the options' method has it, but from imprints alone where nothing trains G.
+
+    Without BatchNorm there is nothing to hold a generator to; a budget without warm-up leaves it out.
+    """
+    synthesis = METHODS[options.method].synthesis
+    has_generator = chosen_budget(options).warmup_steps > 0 and bool(batch_norm_nodes(captured.graph))
+    return synthesis if synthesis != "generator" or has_generator else "imprints"
 
 
 def chosen_budget(options: Options) -> Budget:
@@ -354,6 +360,7 @@ def _record(
         steps=run.total_steps,
         seconds=seconds + time.monotonic() - started,
         causal_model=str(run.synthesis.model) if isinstance(run.synthesis, GeneratorTraining) else "",
+        has_statistics=prepared.has_statistics,
         last_metrics=metrics,
         sensitivities={name: next(iter(costs.values())) for name, costs in sensitivities.items()},
     )

@@ -60,7 +60,10 @@ class RunRecord(BaseModel):
     recipe: dict[str, int | float]
     steps: int
     seconds: float
+    # Empty where no generator was trained.
     causal_model: str
+    # Whether the float network has BatchNorm, to whose statistics images were held.
+    has_statistics: bool = True
     last_metrics: dict[str, float]
     # By layer, at its bits; see training/sensitivity.py.
     sensitivities: dict[str, float] = Field(default_factory=dict)

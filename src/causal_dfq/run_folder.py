@@ -37,8 +37,10 @@ from causal_dfq.training.equilibrium import Equilibrium, Metrics
 
 LOG_FILE, SAMPLES_FILE = "log.jsonl", "samples.png"
 _OWN_FILES = {
-    LOG_FILE, SAMPLES_FILE, CONFIG_FILE, CHECKPOINT_FILE, "model.safetensors", "float.safetensors", "evaluation.json"
-}  # fmt: skip
+    *(LOG_FILE, SAMPLES_FILE, CONFIG_FILE, CHECKPOINT_FILE, "model.safetensors", "float.safetensors"),
+    # What the demo and export write beside.
+    *("evaluation.json", "model.onnx", "model.pt2"),
+}
 # Weights, gradient, two moments and the checkpoint in writing.
 _DISK_BYTES_PER_VALUE = 4 * 6
 
@@ -71,7 +73,7 @@ def quantize_to_folder(
     """Quantizes into a folder; the folder is finished when its config.json is there.
 
     Raises:
-        NetworkError, ConfigError: before anything is written.
+        NetworkError, ConfigError: before anything is written; NetworkError also where the training has diverged.
         OutputError: the folder holds something else, another run, or cannot be written.
         Interrupted: Ctrl-C; the checkpoint is written.
     """
@@ -81,11 +83,11 @@ def quantize_to_folder(
         return _already_finished(folder, _settings(options, prepared.digest))
     fingerprint = _settings(options, prepared.digest) | _surroundings(prepared, options, device)
     _check_disk_space(folder, prepared)
+    run = start_run(prepared, options, device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(folder, error) from error
-    run = start_run(prepared, options, device)
     progress = _run_steps(run, folder, resume, fingerprint, on_step)
     metrics = _last_metrics(folder / LOG_FILE)
     quantized = finish(prepared, run, options, metrics, progress.seconds)

@@ -12,6 +12,9 @@ from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.analysis import PREFIX
 from causal_dfq.training.budget import Recipe
 
+_IMPRINTED = "scenes imprinted by BatchNorm's statistics and the logits: at this size no generator is trained"
+_IMPRINTED_BY_LOGITS = "scenes imprinted by the logits alone: the network has no BatchNorm"
+
 
 def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     """Bits, time, agreement, the causal analysis and the files of a finished run in a folder."""
@@ -26,7 +29,7 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     metrics = record.last_metrics
     table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
     if record.options.method == "causal" and not record.causal_model:
-        table.add_row("images", "scenes imprinted by the logits alone: the network has no BatchNorm")
+        table.add_row("images", _IMPRINTED if record.has_statistics else _IMPRINTED_BY_LOGITS)
     if "agreement" in metrics:
         agreement = 100 * metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
@@ -35,7 +38,9 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     if record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
         table.add_row("memory", _batches(used, chosen_recipe(record.options), record.options.memory_limit))
-    table.add_row("written", f"{escape(str(folder))}: model.safetensors, config.json, log.jsonl, samples.png")
+    table.add_row(
+        "written", f"{escape(str(folder))}: model.safetensors, float.safetensors, config.json, log.jsonl, samples.png"
+    )
     return table
 
 

@@ -23,7 +23,9 @@ def test_the_page_counts_what_passes_and_says_what_does_not(tmp_path: Path) -> N
     passing = Covered("torchvision:resnet18", 64, 11_689_512, True, 32, 21, 21, 1.0, 0.99999, 1.0, 0.0, 11.8, 30.0)
     failing = Covered("torchvision:other", 64, 1000, error="aten.strange.default at a|b has no form in ONNX")
     results = {
-        "networks": [{**asdict(covered), "commit": "0123456789ab"} for covered in (passing, failing)],
+        "networks": [
+            {**asdict(covered), "commit": "0123456789ab", "processor": "processor"} for covered in (passing, failing)
+        ],
         "machine": {"cores": 2, "processor": "processor"},
         "versions": {"torch": "2.14"},
     }

@@ -186,7 +186,8 @@ def test_folder_with_something_else_is_refused(tmp_path: Path) -> None:
         (("tests.e2e.factories:residual",), (), ("--input-shape",)),
         (("tests.e2e.factories:not_finite", "--input-shape", "3x16x16"), (), ("1 NaN", "conv2.weight")),
         (WITHOUT_NORM, ("--method", "gdfq"), ("no BatchNorm", "method causal")),
-        (WITHOUT_NORM, ("--memory-limit", "4GB"), ("without BatchNorm", "memory limit")),
+        (RESIDUAL, ("--method", "genie", "--memory-limit", "4GB"), ("method genie", "memory limit")),
+        (RESIDUAL, ("--memory-limit", "10MB"), ("too small", "at least")),
         (("tests.e2e.factories:branching", "--input-shape", "3x16x16"), (), ("captured", "factories.py", "line")),
         (("tests.e2e.factories:residual", "--input-shape", "1x16x16"), (), ("fails on images of shape 1x16x16",)),
         (("tests.e2e.factories:residual", "--input-shape", "16x16"), (), ("16x16", "3x224x224")),
@@ -207,9 +208,13 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 
 def test_pickled_checkpoint_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
-    torch.save(Residual().state_dict(), tmp_path / "net.pth")
+    torch.save({"state_dict": Residual().state_dict(), "epoch": 3}, tmp_path / "net.pth")
     done = quantize(tmp_path / "run", "--weights", tmp_path / "net.pth")
     assert_refused(done, "unpickling", "save_file", "weights_only=True")
+    command = done.stderr[done.stderr.index("python -c") :].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    done = quantize(tmp_path / "run", "--weights", tmp_path / "net.safetensors")
+    assert done.returncode == 0, done.stderr
 
 
 def test_weights_that_do_not_fit_name_the_key(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from causal_dfq.config import make_options, parse_bytes
 from causal_dfq.errors import ConfigError
 from causal_dfq.pipeline import prepare, resolve_device, start_run
 from causal_dfq.training.budget import Recipe, recipe_for
+from causal_dfq.training.imprint_synthesis import ImprintSynthesis
 from causal_dfq.training.memory import FRAMEWORK_BYTES, LiveTensors, StepMemory, fit_recipe, step_memory
-from tests.networks import Residual, trained
+from tests.networks import Normalized, Residual, trained
 
 MB = 2**20
 
@@ -90,6 +91,28 @@ def test_measured_memory_is_by_image_and_leaves_the_run_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in run.quantized.parameters())
 
 
+@pytest.mark.parametrize("side", [8, 72])
+def test_without_a_generator_a_limit_decides_the_batches_of_imprinted_scenes(side: int) -> None:
+    shape = (3, side, side)
+    # Small images without BatchNorm, or large ones with it.
+    network = Normalized() if side == 8 else trained(Residual())
+    free = make_options(bits="w8a8", input_shape=shape)
+    run = start_run(prepare(network, free), free, resolve_device("cpu"))
+    assert isinstance(run.synthesis, ImprintSynthesis)
+    memory = step_memory(run)
+    with LiveTensors() as tensors:
+        loss, _ = run.synthesis.loss(run.recipe, run.random)
+        loss.backward()
+        del loss
+    foretold = memory.fixed - FRAMEWORK_BYTES + run.recipe.pool_batch * memory.synthesis_image
+    assert 0.4 * foretold < tensors.peak < foretold
+    limit = round(memory.fixed + max(21 * memory.synthesis_image, 13 * memory.student_image))
+    run = start_run(prepare(network, free), free.model_copy(update={"memory_limit": limit}), resolve_device("cpu"))
+    assert run.recipe.pool_batch < recipe_for(shape).pool_batch
+    assert memory.of(run.recipe) <= limit
+    assert all(math.isfinite(value) for value in run.run_step(0).values())
+
+
 @pytest.mark.parametrize("step", ["generator", "student"])
 def test_small_batches_foretell_what_the_full_one_holds(step: str) -> None:
     options = make_options(bits="w4a4", input_shape=(3, 32, 32))
@@ -102,7 +125,7 @@ def test_small_batches_foretell_what_the_full_one_holds(step: str) -> None:
         loss.backward()
         del loss
     images, each = {
-        "generator": (run.recipe.generator_images, memory.generator_image),
+        "generator": (run.recipe.generator_images, memory.synthesis_image),
         "student": (run.recipe.student_images, memory.student_image),
     }[step]
     foretold = memory.fixed - FRAMEWORK_BYTES + images * each
@@ -113,7 +136,7 @@ def test_small_batches_foretell_what_the_full_one_holds(step: str) -> None:
 def test_a_limit_decides_the_batches_of_a_run() -> None:
     free = make_options(bits="w4a4", input_shape=(3, 32, 32))
     memory = step_memory(start_run(prepare(trained(Residual()), free), free, resolve_device("cpu")))
-    limit = round(memory.fixed + 41 * memory.generator_image)
+    limit = round(memory.fixed + 41 * memory.synthesis_image)
     options = make_options(bits="w4a4", input_shape=(3, 32, 32), memory_limit=limit)
     run = start_run(prepare(trained(Residual()), options), options, resolve_device("cpu"))
     assert run.recipe.generator_images == 40

@@ -173,7 +173,7 @@ def image_model(
     quantized: Callable[[Tensor], Any],
     device: torch.device,
 ) -> StructuralCausalModel:
-    """The model of METHOD [ours]: C -> X <- S, X -> Y_P, X -> Y_Q, with these networks as mechanisms.
+    """The model of docs/method.md [ours]: C -> X <- S, X -> Y_P, X -> Y_Q, with these networks as mechanisms.
 
     Draws come from a generator on the CPU, so that a seed means the same on every device.
     """

@@ -124,7 +124,7 @@ def _load_timm(name: str, weights: Path | None) -> LoadedNetwork:
         import timm
     except ImportError as error:
         if error.name == "timm":
-            raise NetworkError("timm is not installed: pip install 'causal-dfq[timm]'") from error
+            raise NetworkError("timm is not installed: pip install timm") from error
         raise NetworkError(f"timm is installed but cannot be imported: {first_line(error)}; install it anew") from error
     if not timm.is_model(name.split(".")[0]):
         raise NetworkError(f"timm has no model {name!r}{_close(name, timm.list_models())}")

@@ -34,12 +34,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def refusal(path: Path) -> str:
     """Why a checkpoint of another format is not read, and how to convert it."""
-    target = path.with_suffix(".safetensors").name
+    target = str(path.with_suffix(".safetensors"))
     return (
         f"{path} is no .safetensors file: other checkpoints need unpickling, which can run any code that is in "
         "them, so they are refused. Convert it where you trust it: "
         'python -c "import torch, safetensors.torch as s; '
-        f"s.save_file(torch.load('{path.name}', weights_only=True), '{target}')\""
+        f"c = torch.load({str(path)!r}, map_location='cpu', weights_only=True); c = c.get('state_dict', c); "
+        f's.save_file({{k: v.clone().contiguous() for k, v in c.items()}}, {target!r})"'
     )
 
 

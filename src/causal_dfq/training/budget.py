@@ -12,11 +12,11 @@ from causal_dfq.config import Effort
 class Budget:
     """How often each network is trained. `effort` chooses it; nothing else depends on `effort`.
 
-    A warm-up step trains the generator once. An imprint step changes one of the `imprint_batches` of scenes once, in
-    `imprint_iterations` each. A rounding step rounds the layers of one unit of the quantized network on all imprinted
-    scenes and at least so many `rounding_images` of the student's mix. A reconstruction step fits one unit in
-    `reconstruction_iterations`. With 0 of these there is no such step. A round, of the equilibrium or of the finish,
-    trains the generator once, then the quantized network `student_steps` times.
+    A warm-up step trains the generator once; without any there is none. An imprint step changes one of the
+    `imprint_batches` of scenes once, in `imprint_iterations` each. A rounding step rounds the layers of one unit of the
+    quantized network on all imprinted scenes and at least so many `rounding_images` of the student's mix. A
+    reconstruction step fits one unit in `reconstruction_iterations`. With 0 of these there is no such step. A round, of
+    the equilibrium or of the finish, trains the generator once, then the quantized network `student_steps` times.
     """
 
     warmup_steps: int
@@ -72,11 +72,12 @@ BUDGETS: dict[Effort, Budget] = {
 }
 
 # For images of more than 64x64 pixels. The batches of training that a CPU can afford there are so small that they lose
-# what rounding in closed form has won; and where a generator has learned no class yet, imprinted scenes have [ours].
+# what rounding in closed form has won; and where a generator would have learned no class yet, imprinted scenes have
+# [ours].
 LARGE_IMAGE_BUDGETS: dict[Effort, Budget] = {
-    "fast": Budget(20, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
-    "balanced": Budget(30, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
-    "best": Budget(40, 0, 0, imprint_batches=24, imprint_iterations=60, rounding_images=32),
+    "fast": Budget(0, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
+    "balanced": Budget(0, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
+    "best": Budget(0, 0, 0, imprint_batches=24, imprint_iterations=60, rounding_images=32),
 }
 
 

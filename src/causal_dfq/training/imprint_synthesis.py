@@ -1,7 +1,8 @@
-"""The synthesis for networks without BatchNorm: imprinted scenes alone. [ours]
+"""The synthesis without a generator: imprinted scenes alone. [ours]
 
-Such a network keeps no statistics of its training images. A generator that its logits alone guide learns patterns that
-no image has; a scene has the edges and the shading of an image before any gradient step, and keeps them in a few.
+A network without BatchNorm keeps no statistics of its training images. A generator that its logits alone guide learns
+patterns that no image has; a scene has the edges and the shading of an image before any gradient step, and keeps them
+in a few. And for large images a generator would not learn the classes in the minutes that a run has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from causal_dfq.training.views import NetworkViews
 
 
 class ImprintSynthesis:
-    """Scenes, imprinted by the logits of P."""
+    """Scenes, imprinted by the logits of P and the statistics that it has."""
 
     def __init__(
         self,
@@ -51,6 +52,11 @@ class ImprintSynthesis:
     def keep_up(self, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
         """Nothing: the images are what they are."""
         return {}
+
+    def loss(self, recipe: Recipe, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a step of a batch of the recipe's size differentiates, on fresh scenes: to measure what it needs."""
+        batch = Imprinting(self._views, self._image_shape, self._bounds, 1, recipe.pool_batch, 1)
+        return batch.loss(slice(None), 0, recipe, random)
 
     @torch.no_grad()
     def student_images(self, recipe: Recipe, random: torch.Generator) -> StudentImages:

@@ -11,6 +11,10 @@ from causal_dfq.synthesis.statistics import running_statistics, statistics_dista
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.views import NetworkViews
 
+# Images are kept in half the bytes of float32: a checkpoint holds them all.
+_KEPT = torch.float16
+BYTES_PER_VALUE = _KEPT.itemsize
+
 
 class Imprinting(nn.Module):
     """Imprinted scenes with the class of each. Its state dictionary holds them, and the batch in work.
@@ -37,8 +41,7 @@ class Imprinting(nn.Module):
         self._views, self._image_shape, self._bounds = views, image_shape, bounds
         self._batch_size, self._iterations = batch_size, iterations
         device = bounds[0].device
-        # Half the bytes: a checkpoint holds them all.
-        self.register_buffer("images", torch.zeros(batches * batch_size, *image_shape, dtype=torch.float16))
+        self.register_buffer("images", torch.zeros(batches * batch_size, *image_shape, dtype=_KEPT))
         self.register_buffer("labels", torch.zeros(batches * batch_size, dtype=torch.int64))
         self.batch = Imprint((batch_size, *image_shape), bounds)
         self.to(device)
@@ -58,13 +61,7 @@ class Imprinting(nn.Module):
             self._begin(place, random)
         for group in self.optimizer.param_groups:
             group["lr"] = RATE * (1 - iteration / self._iterations)
-        shown = as_looked_at(self.batch(), iteration, random)
-        logits, statistics, _ = self._views.statistics_view(shown)
-        losses = {"class_loss": nn.functional.cross_entropy(logits, self.labels[place])}
-        loss = recipe.class_weight * losses["class_loss"]
-        if self._statistics:
-            losses["statistics_loss"] = statistics_distance(statistics, self._statistics)
-            loss = loss + recipe.statistics_weight * losses["statistics_loss"]
+        loss, losses = self.loss(place, iteration, recipe, random)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -72,6 +69,19 @@ class Imprinting(nn.Module):
             with torch.no_grad():
                 self.images[place] = self.batch().to(self.images.dtype)
         return losses
+
+    def loss(
+        self, place: slice, iteration: int, recipe: Recipe, random: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the batch in work, whose classes are those at a place, and its parts, all scalars."""
+        shown = as_looked_at(self.batch(), iteration, random)
+        logits, statistics, _ = self._views.statistics_view(shown)
+        losses = {"class_loss": nn.functional.cross_entropy(logits, self.labels[place])}
+        loss = recipe.class_weight * losses["class_loss"]
+        if self._statistics:
+            losses["statistics_loss"] = statistics_distance(statistics, self._statistics)
+            loss = loss + recipe.statistics_weight * losses["statistics_loss"]
+        return loss, losses
 
     def _begin(self, place: slice, random: torch.Generator) -> None:
         self.batch.begin(scenes_within(self._batch_size, self._image_shape, self._bounds, random))

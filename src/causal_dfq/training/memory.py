@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from causal_dfq.errors import ConfigError
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.equilibrium import Equilibrium
-from causal_dfq.training.generator_training import GeneratorTraining
+from causal_dfq.training.imprinting import BYTES_PER_VALUE
+from causal_dfq.training.pool_training import PoolTraining
 
 # Python, torch and its compiler before any network is there.
 FRAMEWORK_BYTES = 1150 * 2**20
@@ -28,17 +30,17 @@ _FEWEST_IMAGES = 12
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a training step needs: for each image of the generator's and of the student's, and once."""
+    """Bytes that a step needs: for each image of a step that makes images, for each of the student's, and once."""
 
-    generator_image: float
+    synthesis_image: float
     student_image: float
     fixed: float
 
     def of(self, recipe: Recipe) -> float:
         """The most that one step needs, in bytes."""
-        generator = self.generator_image * recipe.generator_images
+        synthesis = self.synthesis_image * _synthesis_images(recipe)
         student = self.student_image * recipe.student_images
-        return self.fixed + max(generator, student)
+        return self.fixed + max(synthesis, student)
 
 
 class LiveTensors(TorchDispatchMode):
@@ -74,10 +76,18 @@ class LiveTensors(TorchDispatchMode):
 def step_memory(run: Equilibrium) -> StepMemory:
     """Measured on small batches: what both kinds of steps hold at most. The run is left as it was."""
     synthesis = run.synthesis
-    assert isinstance(synthesis, GeneratorTraining)
+    assert not isinstance(synthesis, PoolTraining)
     usual, random = run.recipe, run.random.get_state()
     recipes = [
-        replace(usual, generator_contents=4 * n, student_contents=2 * n, hidden_contents=n, scenes=n) for n in (2, 4)
+        replace(
+            usual,
+            generator_contents=4 * n,
+            pool_batch=4 * n * usual.styles,
+            student_contents=2 * n,
+            hidden_contents=n,
+            scenes=n,
+        )
+        for n in (2, 4)
     ]
     peaks = []
     for recipe in recipes:
@@ -95,11 +105,13 @@ def step_memory(run: Equilibrium) -> StepMemory:
     more_student = recipes[1].student_images - recipes[0].student_images
     generator = (peaks[1][0] - peaks[0][0]) / more_generator
     student = (peaks[1][1] - peaks[0][1]) / more_student
+    kept = run.budget.imprint_batches * BYTES_PER_VALUE * math.prod(run.image_shape)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in run.views.captured.state_dict().values())
     once = max(
         peaks[0][0] - generator * recipes[0].generator_images, peaks[0][1] - student * recipes[0].student_images, 0
     )
-    return StepMemory(_OVERHEAD * generator, _OVERHEAD * student, FRAMEWORK_BYTES + _COPIES_OF_WEIGHTS * weights + once)
+    fixed = FRAMEWORK_BYTES + _COPIES_OF_WEIGHTS * weights + once
+    return StepMemory(_OVERHEAD * generator + kept, _OVERHEAD * student, fixed)
 
 
 def _peak(run: Equilibrium, loss: Callable[[], tuple[Tensor, object]]) -> int:
@@ -121,20 +133,25 @@ def fit_recipe(recipe: Recipe, memory: StepMemory, limit: int) -> Recipe:
         ConfigError: even the smallest batch does not fit.
     """
     free = limit - memory.fixed
-    smallest = _FEWEST_IMAGES * max(memory.generator_image, memory.student_image)
+    smallest = _FEWEST_IMAGES * max(memory.synthesis_image, memory.student_image)
     if free < smallest:
         raise ConfigError(
             f"memory limit {limit / 2**30:.2f} GB is too small: this network needs at least "
             f"{(memory.fixed + smallest) / 2**30:.2f} GB at this input size"
         )
-    generator_share = min(1.0, free / (memory.generator_image * recipe.generator_images))
+    synthesis_share = min(1.0, free / (memory.synthesis_image * _synthesis_images(recipe)))
     student_share = min(1.0, free / (memory.student_image * recipe.student_images))
     return replace(
         recipe,
         # Twins halve a batch of the generator.
-        generator_contents=2 * int(generator_share * recipe.generator_contents / 2),
+        generator_contents=2 * int(synthesis_share * recipe.generator_contents / 2),
         student_contents=max(2, int(student_share * recipe.student_contents)),
         hidden_contents=min(recipe.hidden_contents, max(1, int(student_share * recipe.hidden_contents))),
         scenes=int(student_share * recipe.scenes),
-        pool_batch=max(1, int(generator_share * recipe.pool_batch)),
+        pool_batch=max(1, int(synthesis_share * recipe.pool_batch)),
     )
+
+
+def _synthesis_images(recipe: Recipe) -> int:
+    """Images in the larger of the two steps that make images."""
+    return max(recipe.generator_images, recipe.pool_batch)

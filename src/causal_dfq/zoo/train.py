@@ -176,7 +176,7 @@ def main(
         "top1": accuracy,
         "recipe": asdict(recipe),
         "seed": seed,
-        "command": " ".join(["python -m causal_dfq.zoo.train", name, "--seed", str(seed)]),
+        "command": _command(name, test, seed),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -184,6 +184,12 @@ def main(
     save_file(state, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
     print(json.dumps(accuracy), file=sys.stderr)
+
+
+def _command(name: str, test: Path | None, seed: int) -> str:
+    """How to train it again, with the folder of the images left to be named."""
+    measured = "" if test is None else f" --test {test.name}"
+    return f"python -m causal_dfq.zoo.train {name} --data FOLDER{measured} --seed {seed} --out FOLDER"
 
 
 if __name__ == "__main__":
