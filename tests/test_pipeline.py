@@ -2,12 +2,14 @@
 
 import copy
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import fx, nn
 
 import causal_dfq
@@ -307,3 +309,49 @@ def test_the_methods_of_the_field_run_from_the_same_call(method: str, tmp_path: 
 def test_a_pool_keeps_to_no_memory_limit() -> None:
     with pytest.raises(ConfigError, match="genie"):
         quantize(trained(Residual()), method="genie", memory_limit="4GB")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    quantize(trained(Residual())).save(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "float.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "other"])
+def test_a_damaged_file_of_tensors_is_named(saved: Path, name: str, damage: str) -> None:
+    content = (saved / name).read_bytes()
+    if damage == "cut":
+        (saved / name).write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        (saved / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        save_file({"weight": torch.full((2, 2), torch.nan)}, saved / name)
+    with pytest.raises(OutputError, match=f"{name} is damaged"):
+        causal_dfq.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.pop("steps"), r"config\.json is damaged: steps: Field required"),
+        (lambda config: config.pop("graph"), r"config\.json is damaged: it holds no 'graph'"),
+        (lambda config: config["graph"].pop(), r"config\.json is damaged: a graph of it .* one output"),
+        (lambda config: config["graph"][0].update(op="call_anything"), r"config\.json is damaged: the saved graph"),
+        (lambda config: config["quantized_tensors"].pop(), r"model\.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_configuration_is_told_in_a_sentence(saved: Path, change: Callable[..., object], words: str) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    change(config)
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OutputError, match=words) as told:
+        causal_dfq.load(saved)
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_without_digests_is_read(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    del config["sha256"]
+    (saved / "config.json").write_text(json.dumps(config))
+    assert causal_dfq.load(saved)(images()).shape == (6, 5)

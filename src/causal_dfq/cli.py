@@ -176,15 +176,17 @@ def evaluate(
             show_default=False,
         ),
     ],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too, replacing.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Measure a quantized network, and its float parent, on labelled images."""
     from causal_dfq.data.labelled import Preprocessing, open_labelled
     from causal_dfq.evaluation import evaluate_pair, render_table
-    from causal_dfq.files import write_text
+    from causal_dfq.files import check_target, write_text
     from causal_dfq.quantized import load
 
+    if json_file is not None:
+        check_target(json_file, force=True)
     quantized = load(folder)
     options = quantized.record.options
     if options.mean is None or options.std is None:
@@ -262,13 +264,15 @@ def export(
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR", show_default=False)],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too, replacing.")] = None,
 ) -> None:
     """Show bits, bytes, ranges and sensitivity of each layer, the most sensitive first."""
-    from causal_dfq.files import write_text
+    from causal_dfq.files import check_target, write_text
     from causal_dfq.inspection import inspect_layers, layer_table
     from causal_dfq.quantized import load
 
+    if json_file is not None:
+        check_target(json_file, force=True)
     reports = inspect_layers(load(folder))
     output.print(layer_table(reports))
     output.print("KL: of the float network's answers to those with this layer's weights alone rounded")

@@ -17,11 +17,18 @@ _MARK = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` on a temporary path beside `path`, then renames it.
+    """Calls `write` on a temporary path beside `path`, then renames it; of a link, what it points to is replaced.
 
     Raises:
-        OutputError: the disk is full, or the folder cannot be written.
+        OutputError: the disk is full, the folder cannot be written, or there is something else than a file.
     """
+    try:
+        path = path.resolve()
+        is_replaceable = path.name != "" and (path.is_file() or not path.exists())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    if not is_replaceable:
+        raise OutputError(f"cannot write {path}: it is no file; give the name of one")
     temporary = path.with_name(f".{path.name}{_MARK}{path.suffix}")
     try:
         write(temporary)
@@ -33,6 +40,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def exists_as_file(path: Path) -> bool:
+    """Whether there is a file of that name that can be looked at."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_partial(path: Path) -> bool:
     """Whether this is what a kill left of a write; the next write replaces it."""
     return path.name.startswith(".") and _MARK in path.name
@@ -42,14 +57,15 @@ def check_target(path: Path, force: bool) -> None:
     """Refuses what a file cannot be written to, before any work is done for it.
 
     Raises:
-        OutputError: it exists and `force` is not set, is a folder, or lies in none.
+        OutputError: it exists and `force` is not set, is a folder or a device, or lies in no folder.
     """
     try:
         is_folder, exists, has_parent = path.is_dir(), path.exists(), path.absolute().parent.is_dir()
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
-    if is_folder:
-        raise OutputError(f"{path} is a folder: give the name of a file")
+    if is_folder or (exists and not path.is_file()):
+        what = "a folder" if is_folder else "no file that can be replaced"
+        raise OutputError(f"{path} is {what}: give the name of a file")
     if not has_parent:
         raise OutputError(f"{path.absolute().parent} does not exist: make it, or give another place for {path.name}")
     if exists and not force:

@@ -31,7 +31,13 @@ from causal_dfq.fusion import fusion
 from causal_dfq.network.capture import capture
 from causal_dfq.network.equalize import equalize
 from causal_dfq.network.fold import LAYERS, fold_batch_norm
-from causal_dfq.network.operations import attribute, batch_norm_nodes, class_count, weight_layer_nodes
+from causal_dfq.network.operations import (
+    DECOMPOSED_LAYERS,
+    attribute,
+    batch_norm_nodes,
+    class_count,
+    weight_layer_nodes,
+)
 from causal_dfq.precision import float32_convolutions
 from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.accumulator import simulate_integers
@@ -167,7 +173,12 @@ def prepare(network: nn.Module, options: Options) -> PreparedNetwork:
         raise ConfigError("bits w32a32 leave everything in float: choose 2 to 8 for weights, activations or both")
     captured = capture(network, options.input_shape)
     if not weight_layer_nodes(captured.graph):
-        raise NetworkError("the network has no convolution and no linear layer: there is nothing to quantize")
+        hint = "; it was saved after run_decompositions, which takes them apart: save what torch.export.export gives"
+        is_decomposed = any(node.target in DECOMPOSED_LAYERS for node in captured.graph.nodes)
+        raise NetworkError(
+            "the network has no convolution and no linear layer: there is nothing to quantize"
+            + (hint if is_decomposed else "")
+        )
     if options.method != "causal" and not batch_norm_nodes(captured.graph):
         raise ConfigError(
             f"the method {options.method} makes images from BatchNorm's statistics, and the network has no BatchNorm: "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +139,7 @@ class QuantizedNetwork(nn.Module):
         _remove(folder / CONFIG_FILE)
         write_tensors(folder / MODEL_FILE, detached_state(self.graph_module.state_dict()))
         write_tensors(folder / FLOAT_FILE, detached_state(self.reference.state_dict()))
+        config["sha256"] = {name: _sha256(folder / name) for name in (MODEL_FILE, FLOAT_FILE)}
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
 
 
@@ -143,18 +147,56 @@ def load(folder: str | Path) -> QuantizedNetwork:
     """The quantized network that `save` wrote; runs no code from the folder.
 
     Raises:
-        OutputError: the folder does not hold one, or a file of it is damaged.
+        OutputError: the folder does not hold one, or a file of it is damaged; the message names the file.
     """
     folder = Path(folder)
     config = _read_config(folder)
-    try:
+    with _damage_told(folder / CONFIG_FILE):
         record = RunRecord.model_validate({name: config[name] for name in RunRecord.model_fields if name in config})
-        bits = {tensor["name"]: int(tensor["bits"]) for tensor in config["quantized_tensors"]}
-        graph = _rebuild(graph_from_data(config["graph"]), load_file(folder / MODEL_FILE), bits)
-        reference = _rebuild(graph_from_data(config["float_graph"]), load_file(folder / FLOAT_FILE), {})
-    except (ValidationError, SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise OutputError(f"{folder} is damaged: {error}; quantize the network again") from error
-    return QuantizedNetwork(graph, reference, record)
+        bits = {str(tensor["name"]): int(tensor["bits"]) for tensor in config["quantized_tensors"]}
+        graphs = graph_from_data(config["graph"]), graph_from_data(config["float_graph"])
+        for graph in graphs:
+            kinds = [node.op for node in graph.nodes]
+            if kinds.count("placeholder") != 1 or kinds.count("output") != 1:
+                raise ValueError("a graph of it has not one input and one output")
+        # Folders of earlier versions have none.
+        expected = dict(config.get("sha256", {}))
+    states = [_read_tensors(folder / name, expected.get(name)) for name in (MODEL_FILE, FLOAT_FILE)]
+    rebuilt = []
+    for name, graph, state, widths in zip((MODEL_FILE, FLOAT_FILE), graphs, states, (bits, {}), strict=True):
+        with _damage_told(folder / name):
+            rebuilt.append(_rebuild(graph, state, widths))
+    return QuantizedNetwork(rebuilt[0], rebuilt[1], record)
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Makes one sentence of what goes wrong with the content of a file."""
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise OutputError(f"{path} is damaged: {where}: {problem['msg']}; quantize the network again") from error
+    except OutputError as error:
+        raise OutputError(f"{path} is damaged: {error}") from error
+    except KeyError as error:
+        raise OutputError(f"{path} is damaged: it holds no {error}; quantize the network again") from error
+    except (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise OutputError(f"{path} is damaged: {error}; quantize the network again") from error
+
+
+def _read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    with _damage_told(path):
+        tensors = load_file(path)
+        if sha256 is not None and _sha256(path) != sha256:
+            raise ValueError("its content is not what was saved")
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_quantized_folder(folder: Path) -> bool:

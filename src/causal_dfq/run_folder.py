@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -139,9 +139,9 @@ def _check_folder(folder: Path, resume: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file: name another folder with --out")
         found = {path.name for path in folder.iterdir() if not is_partial(path)} if folder.exists() else set()
+        strangers = sorted(found - _OWN_FILES) or ([] if _is_run(folder, found) else sorted(found))
     except OSError as error:
         raise OutputError(f"cannot read {folder}: {error.strerror or error}") from error
-    strangers = sorted(found - _OWN_FILES) or ([] if _is_run(folder, found) else sorted(found))
     if strangers:
         raise OutputError(
             f"{folder} holds something else ({', '.join(strangers[:3])}): name an empty or new folder with --out"
@@ -209,31 +209,40 @@ def _check_disk_space(folder: Path, prepared: PreparedNetwork) -> None:
 @contextmanager
 def _open_log(path: Path) -> Iterator[Callable[[dict[str, object]], None]]:
     try:
-        with path.open("a", encoding="utf-8") as file:
-
-            def write_line(entry: dict[str, object]) -> None:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-
-            yield write_line
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise output_error(path, error) from error
+
+    def write_line(entry: dict[str, object]) -> None:
+        try:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+        except OSError as error:
+            raise output_error(path, error) from error
+
+    try:
+        yield write_line
+    finally:
+        # What a full disk has kept from the file was told above.
+        with suppress(OSError):
+            file.close()
 
 
 def _cut_log(path: Path, steps_done: int) -> None:
     """Keeps the lines up to the checkpoint: later steps are done again."""
     if not path.exists():
         return
-    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps_done]
+    kept = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[:steps_done]
     write_text(path, "".join(kept))
 
 
 def _last_metrics(path: Path) -> Metrics:
-    """The last value of every quantity in the log."""
+    """The last value of every quantity in the log; of a line that a power cut has damaged, nothing."""
     metrics: Metrics = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        metrics |= {name: value for name, value in entry.items() if name not in ("step", "phase", "seconds")}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, AttributeError):
+            entry = json.loads(line)
+            metrics |= {name: value for name, value in entry.items() if name not in ("step", "phase", "seconds")}
     return metrics
 
 

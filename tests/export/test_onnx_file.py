@@ -1,5 +1,6 @@
 """An exported file: standard, integer inside, and the simulation's numbers in ONNX Runtime."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 import causal_dfq
 from causal_dfq.errors import ConfigError, ExportError, OutputError
+from causal_dfq.export import onnx_file
 from causal_dfq.export.onnx_file import ExportOptions, export_graph, export_onnx, onnx_model
 from causal_dfq.export.torch_file import export_torch
 from causal_dfq.export.verify import compare_layers, onnxruntime_session, synthetic_images, verify
@@ -312,3 +314,72 @@ def test_file_and_simulation_are_the_same_numbers(network: type[nn.Module], bits
     with torch.no_grad():
         expected = quantized(images).numpy()
     numpy.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * numpy.abs(expected).max())
+
+
+class GlobalMaximum(nn.Module):
+    """Pools by the largest value, beside whose place it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(self.conv(images)).relu().flatten(2).max(2)[0])
+
+
+class Recurrent(nn.Module):
+    """Reads its features row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rows, self.fc = nn.Conv2d(3, 8, 3), nn.LSTM(6, 7, batch_first=True), nn.Linear(7, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        states, _ = self.rows(self.conv(images).mean(2))
+        return self.fc(states[:, -1])
+
+
+def test_the_largest_value_keeps_the_grid_that_it_was_rounded_to(out: Path) -> None:
+    quantized = finished_network(GlobalMaximum(), "w4a4")
+    assert [tensor.name for tensor in quantized.quantized_tensors() if tensor.kind == "activation"] == [
+        "activation_quantizers.images",
+        "activation_quantizers.relu",
+    ]
+    exported = export_onnx(quantized, out)
+    assert (exported.fusion.fused, exported.fusion.total) == (2, 2)
+    assert exported.parity.cosine > 0.9999
+
+
+def test_what_an_operation_of_several_results_reads_and_gives_is_rounded() -> None:
+    quantized = finished_network(Recurrent(), "w8a8")
+    rounded = {tensor.name for tensor in quantized.quantized_tensors() if tensor.kind == "activation"}
+    assert len(rounded) >= 3
+
+
+class Decomposing(nn.Module):
+    """An operation of several results that ONNX has no form for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = self.conv(images).flatten(2)
+        return self.fc(torch.linalg.eigh(rows @ rows.transpose(1, 2))[0])
+
+
+def test_an_operation_of_several_results_without_a_form_is_named(out: Path) -> None:
+    with pytest.raises(ExportError, match=r"linalg_eigh"):
+        export_onnx(finished_network(Decomposing(), "w8a8"), out)
+    assert not out.exists()
+
+
+def test_a_file_whose_logits_are_others_is_not_written(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = finished_network(Residual())
+    whole = export_onnx(quantized, out).parity
+    out.unlink()
+    parity = dataclasses.replace(whole, cosine=0.5, agreement=0.4)
+    monkeypatch.setattr(onnx_file, "verify", lambda *arguments: parity)
+    with pytest.raises(ExportError, match=r"cosine of 0\.500 to those, and 40 %"):
+        export_onnx(quantized, out)
+    assert not out.exists()

@@ -32,6 +32,8 @@ from causal_dfq.version import __version__
 Storage = Literal["fast", "packed"]
 Profile = Literal["default", "tensorrt"]
 VERIFIED_IMAGES = 64
+# Below, no rounding explains it: on random weights files of networks with many float operations are above 0.99.
+LEAST_PARITY = 0.9
 _LOWEST_OPSET = 18
 
 
@@ -100,6 +102,13 @@ def export_onnx(
         raise
     except Exception as error:  # ONNX Runtime's errors have no family of their own.
         raise ExportError(f"ONNX Runtime cannot run the file, which is not written: {first_line(error)}") from error
+    is_as_simulated = options.profile == "default" and not options.reduce_range
+    if is_as_simulated and max(parity.cosine, parity.agreement) < LEAST_PARITY:
+        raise ExportError(
+            "the file does not compute what the simulated network does: its logits have a cosine of "
+            f"{parity.cosine:.3f} to those, and {100 * parity.agreement:.0f} % of the classes are the same; "
+            "nothing is written"
+        )
     content = model.SerializeToString()
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
     return Exported(path, len(content), model.opset_import[0].version, parity, fusion)

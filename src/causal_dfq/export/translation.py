@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -106,15 +107,17 @@ def _unwritable_operation(graph: fx.GraphModule, images: Tensor, opset: int) -> 
             values.run(images)
     except Exception:
         return None
-    written: set[object] = set()
+    written: set[str] = set()
     for node in graph.graph.nodes:
-        if node.op != "call_function" or node.target in written or not _stands_alone(node, values.found):
+        # The same operation may have a form for some arguments alone.
+        call = f"{node.target} {_plain_arguments(node)}"
+        if node.op != "call_function" or call in written or not _stands_alone(node, values.found):
             continue
         try:
             _written(*_alone(node, values.found), opset)
         except Exception:
             return node  # type: ignore[no-any-return]
-        written.add(node.target)
+        written.add(call)
     return None
 
 
@@ -132,9 +135,15 @@ class _ValuesOfNodes(fx.Interpreter):
 
 
 def _stands_alone(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    """Whether an operation makes a tensor of tensors and numbers: a list of tensors is no input of a network."""
+    """Whether an operation makes tensors of tensors and numbers: a list of tensors is no input of a network."""
     read = [values[source] for source in node.all_input_nodes]
-    return isinstance(values[node], Tensor) and not any(isinstance(value, list | tuple) for value in read)
+    made = values[node] if isinstance(values[node], list | tuple) else [values[node]]
+    are_tensors = all(isinstance(value, Tensor) for value in made)
+    return are_tensors and not any(isinstance(value, list | tuple) for value in read)
+
+
+def _plain_arguments(node: fx.Node) -> str:
+    return str(fx.node.map_arg((node.args, node.kwargs), lambda source: "tensor"))
 
 
 def _alone(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
@@ -143,5 +152,9 @@ def _alone(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[fx.GraphModule, t
     tensors = [source for source in node.all_input_nodes if isinstance(values[source], Tensor)]
     inputs = {source: graph.placeholder(source.name) for source in tensors}
     copied = graph.node_copy(node, lambda source: inputs.get(source, values[source]))
-    graph.output(copied)
+    made = values[node]
+    if isinstance(made, list | tuple):
+        graph.output(tuple(graph.call_function(operator.getitem, (copied, number)) for number in range(len(made))))
+    else:
+        graph.output(copied)
     return fx.GraphModule(nn.Module(), graph), tuple(values[source] for source in tensors)

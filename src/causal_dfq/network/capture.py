@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
 
 from causal_dfq.errors import CaptureError
 from causal_dfq.network.constants import drop_neutral_operations, fold_constants
 from causal_dfq.network.error_text import failing_line, first_line
-from causal_dfq.network.operations import aten, has_running_statistics
+from causal_dfq.network.in_place import functional_overload, writes_through_views
+from causal_dfq.network.operations import aten, attribute, has_running_statistics, module_path
 from causal_dfq.network.regions import inline_regions
+from causal_dfq.network.serialize import is_storable
 from causal_dfq.network.weights import check_finite
 
 EXAMPLE_BATCH = 2
 _DROPOUT = frozenset(
     {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default}
 )
+_FAR = 8.0
 _RELATIVE_TOLERANCE = 1e-3
 _ABSOLUTE_TOLERANCE = 1e-4
 _SPELLING = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
@@ -42,18 +47,18 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
             captured graph gives other logits.
         WeightsError: a parameter or buffer is not finite.
     """
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module
     check_finite(network)
     network = _evaluation_copy(network)
     example = _example(input_shape)
     logits = _logits(network, example)
     program = _export(network, example)
-    module = _cleaned(program.module())
-    if not _is_same(_give_metadata(module, example.clone()), logits):
-        # A view was written into: torch's own functionalization takes longer and sees through it.
-        functional = program.run_decompositions({}).module()
-        _compose_batch_norm(functional)
-        module = _cleaned(functional)
-        _check_same(_give_metadata(module, example.clone()), logits)
+    exported = program.module()
+    # Torch's own functionalization takes longer, and sees through views that are written into.
+    module = _cleaned(_functionalized(program) if writes_through_views(exported) else exported)
+    _check_same(_give_metadata(module, example.clone()), logits)
+    _check_operations(module)
     module.recompile()
     clean = fx.GraphModule(module, module.graph)
     for parameter in clean.parameters():
@@ -83,9 +88,14 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
 
 
 def _example(input_shape: tuple[int, int, int]) -> Tensor:
-    """Images of noise, the same ones each time: on images of zeros a wrong graph can give right logits."""
+    """Images of noise, the same ones each time: on images of zeros a wrong graph can give right logits.
+
+    The last one is far from the others, where functions clip that leave the others alone.
+    """
     try:
-        return torch.randn(EXAMPLE_BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(EXAMPLE_BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
+        images[-1] *= _FAR
+        return images
     except (MemoryError, RuntimeError, OverflowError, TypeError) as error:
         raise CaptureError(
             f"images of shape {_text(input_shape)} cannot be had: {first_line(error)}; "
@@ -117,9 +127,35 @@ def _logits(network: nn.Module, example: Tensor) -> Tensor:
     return logits.clone()
 
 
-def _compose_batch_norm(module: torch.nn.Module) -> None:
-    """BatchNorm as the network called it: torch's functionalization takes it apart."""
+def _functionalized(program: ExportedProgram) -> fx.GraphModule:
+    """The graph without writes into tensors, but with BatchNorm as the network called it."""
+    try:
+        module = program.run_decompositions({}).module()
+    except Exception as error:
+        raise CaptureError(
+            f"the network writes into tensors that it goes on reading, and torch.export cannot undo it: "
+            f"{first_line(error)}; rewrite what is in place, such as x.clamp_(0) or x[0] = y, with a new tensor"
+        ) from error
     assert isinstance(module, fx.GraphModule)
+    _compose_batch_norm(module)
+    return module
+
+
+def _check_operations(module: fx.GraphModule) -> None:
+    """Refuses what no quantized network could be saved with, before minutes go into it."""
+    for node in module.graph.nodes:
+        is_branch = node.op == "get_attr" and isinstance(attribute(module, str(node.target)), fx.GraphModule)
+        if is_branch or not is_storable(node):
+            what = "a branch or loop of torch.cond and its like" if is_branch else f"the operation {node.target}"
+            raise CaptureError(
+                f"{what} at {module_path(node if not is_branch else next(iter(node.users)))} is none of torch's own on "
+                "tensors and cannot be quantized; write it with torch's own functions, or leave it outside of the "
+                "network"
+            )
+
+
+def _compose_batch_norm(module: fx.GraphModule) -> None:
+    """BatchNorm in one piece: torch's functionalization takes it apart."""
     for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target != aten._native_batch_norm_legit_no_training.default:
             continue
@@ -163,7 +199,7 @@ def _export(network: nn.Module, example: Tensor) -> ExportedProgram:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                network, (example.clone(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+                network, (example.clone(),), dynamic_shapes=_open_batch(network), strict=False
             )
     except Exception as error:
         line = failing_line(error)
@@ -174,6 +210,13 @@ def _export(network: nn.Module, example: Tensor) -> ExportedProgram:
     finally:
         quiet.setLevel(level)
     return program
+
+
+def _open_batch(network: nn.Module) -> tuple[object, ...]:
+    """The batch size left open, in the form that the signature of the forward asks for."""
+    images = {0: torch.export.Dim.DYNAMIC}
+    first = next(iter(inspect.signature(network.forward).parameters.values()), None)
+    return ((images,),) if first is not None and first.kind is first.VAR_POSITIONAL else (images,)
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:
@@ -187,23 +230,13 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def _functional_overload(target: object) -> object | None:
-    """aten.relu_.default -> aten.relu.default; None for a call that changes nothing in place."""
-    packet = getattr(target, "overloadpacket", None)
-    name = getattr(packet, "__name__", "")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    functional = getattr(aten, name.removesuffix("_"))
-    return getattr(functional, target._overloadname)  # type: ignore[attr-defined, no-any-return]
-
-
 def _make_functional(module: fx.GraphModule) -> None:
     """Replaces calls in place; whoever read the changed tensor afterwards now reads the result."""
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
         node.target = _SPELLING.get(node.target, node.target)
-        functional = _functional_overload(node.target)
+        functional = functional_overload(node.target)
         if functional is None:
             continue
         node.target = functional
@@ -237,7 +270,7 @@ class _Shapes(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
-        node.meta["val"] = value.to("meta") if isinstance(value, Tensor) else value
+        node.meta["val"] = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value)
         return value
 
 
@@ -247,14 +280,10 @@ def _give_metadata(module: fx.GraphModule, example: Tensor) -> Tensor:
     return logits
 
 
-def _is_same(logits: Tensor, expected: Tensor) -> bool:
+def _check_same(logits: Tensor, expected: Tensor) -> None:
     largest = expected.abs().max().item() if expected.numel() else 0.0
     tolerance = _ABSOLUTE_TOLERANCE * largest
-    return torch.allclose(logits, expected, rtol=_RELATIVE_TOLERANCE, atol=tolerance, equal_nan=True)
-
-
-def _check_same(logits: Tensor, expected: Tensor) -> None:
-    if not _is_same(logits, expected):
+    if not torch.allclose(logits, expected, rtol=_RELATIVE_TOLERANCE, atol=tolerance, equal_nan=True):
         difference = (logits - expected).abs().max().item()
         raise CaptureError(
             f"the captured graph gives other logits than the network, by up to {difference:.3g} on random images, for "

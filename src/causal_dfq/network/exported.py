@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from causal_dfq.errors import NetworkError, WeightsError
+from causal_dfq.files import exists_as_file
 from causal_dfq.network.archive import HOW_TO_EXPORT, safe_archive
 from causal_dfq.network.error_text import first_line
 
@@ -19,8 +20,8 @@ def load_exported(path: Path) -> tuple[fx.GraphModule, tuple[int, int, int] | No
         NetworkError: missing, not readable by this version of torch, or of a fixed batch size.
         WeightsError: the file holds something else than tensors and a plain graph.
     """
-    if not path.is_file():
-        raise NetworkError(f"{path} does not exist")
+    if not exists_as_file(path):
+        raise NetworkError(f"{path} does not exist or cannot be read")
     try:
         program = torch.export.load(safe_archive(path))
         module = program.module()

@@ -35,7 +35,7 @@ _ANY_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network in evaluation mode on the CPU, and its preprocessing where its source tells it.
+    """A network in evaluation mode, where it has one, on the CPU, and its preprocessing where its source tells it.
 
     `mean` and `std` normalize pixels in [0, 1], one value a channel.
     """
@@ -156,13 +156,17 @@ def _load_factory(module_name: str, factory_name: str, weights: Path | None) -> 
         raise NetworkError(f"{reference} must return an nn.Module, but it gave {type(network).__name__}")
     if weights is not None:
         load_weights(network, weights)
-    return LoadedNetwork(network.eval())
+    # A module of torch.export refuses; the capture sets its mode.
+    with contextlib.suppress(NotImplementedError):
+        network.eval()
+    return LoadedNetwork(network)
 
 
 def _built(reference: str, factory: Callable[[], Any]) -> nn.Module:
     try:
         network: nn.Module = factory()
-    except Exception as error:
+    # A factory that reads the command line exits.
+    except (Exception, SystemExit) as error:
         raise NetworkError(f"{reference} cannot be built: {type(error).__name__}: {first_line(error)}") from error
     return network
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import operator
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ aten = torch.ops.aten
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding})
 LINEAR = aten.linear.default
 WEIGHT_LAYERS = CONVOLUTIONS | {LINEAR}
+# What torch's decompositions leave of them.
+DECOMPOSED_LAYERS = frozenset({aten.convolution.default, aten.addmm.default})
 BATCH_NORM = aten.batch_norm.default
 CONCATENATION = aten.cat.default
 
@@ -56,9 +59,13 @@ VALUE_PRESERVING_NAMES = frozenset(
         ),
         *("to", "_to_copy"),
         *("permute", "transpose", "t", "numpy_T", "contiguous", "channel_shuffle", "pixel_shuffle", "roll", "flip"),
-        *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind", "getitem"),
+        *("slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind"),
         *("pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
     }
+)
+# Largest and smallest values, beside their places.
+_SELECTIONS = frozenset(
+    {aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.max_pool2d_with_indices.default}
 )
 # They read and write files of any name.
 _FILE_OPERATIONS = frozenset({"from_file", "save"})
@@ -117,8 +124,10 @@ def clip(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def is_value_preserving(node: fx.Node) -> bool:
-    """Whether the node only moves, drops or repeats values."""
-    return operation_name(node) in VALUE_PRESERVING_NAMES
+    """Whether the node only moves, drops or repeats values; of several results, the first does."""
+    if node.op == "call_function" and node.target == operator.getitem and isinstance(node.args[0], fx.Node):
+        return is_value_preserving(node.args[0])
+    return operation_name(node) in VALUE_PRESERVING_NAMES or node.target in _SELECTIONS
 
 
 def hands_values_on(node: fx.Node) -> bool:
@@ -133,9 +142,17 @@ def is_function(node: fx.Node) -> bool:
 
 
 def has_float_value(node: fx.Node) -> bool:
-    """Whether the node's result is a floating-point tensor."""
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
+    """Whether the node's result is a floating-point tensor, or some of its results are."""
+    values = node.meta.get("val")
+    return any(
+        isinstance(value, Tensor) and value.is_floating_point()
+        for value in (values if isinstance(values, list | tuple) else [values])
+    )
+
+
+def has_several_results(node: fx.Node) -> bool:
+    """Whether the node gives a list or tuple, whose items other nodes take."""
+    return isinstance(node.meta.get("val"), list | tuple)
 
 
 def attribute(module: torch.nn.Module, target: str) -> Any:

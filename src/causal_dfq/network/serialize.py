@@ -16,7 +16,8 @@ _OPERATORS = {
     name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg")
 }
 _OPERATIONS = frozenset({"placeholder", "get_attr", "call_module", "call_function", "output"})
-_DOTTED_NAME = re.compile(r"\w+(\.\w+)*")
+# What is no word torch writes into source code between double quotes.
+_DOTTED_NAME = re.compile(r'[^".\\\x00-\x1f\x7f]+(\.[^".\\\x00-\x1f\x7f]+)*')
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
@@ -37,6 +38,16 @@ def graph_to_data(graph: fx.Graph) -> list[dict[str, Any]]:
         }
         for node in graph.nodes
     ]
+
+
+def is_storable(node: fx.Node) -> bool:
+    """Whether `graph_to_data` takes a node: an operation of ATen, or on numbers, with plain arguments."""
+    try:
+        _target_to_text(node)
+        _encode((node.args, node.kwargs))
+    except OutputError:
+        return False
+    return True
 
 
 def graph_from_data(data: list[dict[str, Any]]) -> fx.Graph:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from causal_dfq.errors import WeightsError
+from causal_dfq.files import exists_as_file
 
 _NAMED_KEYS = 5
 _PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -22,8 +23,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: missing, of another format, or damaged.
     """
-    if not path.is_file():
-        raise WeightsError(f"the weights {path} do not exist")
+    if not exists_as_file(path):
+        raise WeightsError(f"the weights {path} do not exist or cannot be read")
     if path.suffix != ".safetensors":
         raise WeightsError(refusal(path))
     try:
@@ -71,6 +72,8 @@ def put_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     """
     state = named_as_in(network, state)
     own = network.state_dict()
+    for name, tensor in own.items():
+        check_has_values(name, tensor)
     # BatchNorm's counter is of no use in evaluation mode, and many files leave it out.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -90,18 +93,31 @@ def put_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
 
 
 def check_finite(network: nn.Module) -> None:
-    """Refuses a network with NaN or infinite values.
+    """Refuses a network with NaN or infinite values, or without values.
 
     Raises:
         WeightsError: names the first tensor that is not finite.
     """
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        check_has_values(name, tensor)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             raise WeightsError(
                 f"the weights hold {count} NaN or infinite values in {name!r}: the network cannot be quantized; "
                 "check the file or the training that it comes from"
             )
+
+
+def check_has_values(name: str, tensor: Tensor) -> None:
+    """Refuses a tensor that has a shape, or not even that, but no values yet.
+
+    Raises:
+        WeightsError: names it.
+    """
+    if nn.parameter.is_lazy(tensor):
+        raise WeightsError(f"{name!r} has no shape yet: run the network once on an image before it is quantized")
+    if tensor.is_meta:
+        raise WeightsError(f"{name!r} is on the device meta and has no values: load the network's weights first")
 
 
 def _listed(title: str, entries: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from causal_dfq.network.operations import (
     attribute,
     hands_values_on,
     has_float_value,
+    has_several_results,
     input_name,
     is_function,
     is_value_preserving,
@@ -110,7 +111,7 @@ def quantized_tensors(module: fx.GraphModule) -> dict[str, list[str]]:
 def _is_computed(node: fx.Node) -> bool:
     if node.op == "placeholder":
         return True
-    is_call = node.op == "call_function" and has_float_value(node)
+    is_call = node.op == "call_function" and has_float_value(node) and not has_several_results(node)
     return is_call and not is_value_preserving(node) and node.target != CONCATENATION
 
 
