@@ -149,6 +149,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "peak_memory_gb": max(run["peak_memory_gb"] for run in members),
                 "images": members[0]["images"],
                 "commits": sorted({run["commit"] for run in members}),
+                "processors": sorted({run["origin"]["machine"]["processor"] for run in members}),
             }
         )
     return entries

@@ -276,7 +276,8 @@ def draw_against_bits(entries: list[dict[str, Any]], path: Path) -> None:
 
 def origin_section(results: dict[str, Any]) -> str:
     """Commands, machine, versions, the commits that the runs are of, and how many ran side by side."""
-    machine, runs = results["machine"], results["runs"]
+    runs = results["runs"]
+    computers = list(dict.fromkeys(_computer(run["origin"]["machine"]) for run in runs))
     commits = sorted({run["commit"][:10] for run in runs})
     threads = " or ".join(str(count) for count in sorted({run["threads"] for run in runs}))
     jobs = " or ".join(str(count) for count in sorted({run["jobs"] for run in runs}))
@@ -285,7 +286,7 @@ def origin_section(results: dict[str, Any]) -> str:
         [
             "## Origin",
             "",
-            f"{_computer(machine)}, torch {results['versions']['torch']}; commits "
+            f"{' or '.join(computers)}, torch {results['versions']['torch']}; commits "
             f"{', '.join(commits)}; threads of a run: {threads}; runs side by side: {jobs}. Runs that share their "
             "images count the time of making them each.",
             "",
@@ -295,13 +296,14 @@ def origin_section(results: dict[str, Any]) -> str:
 
 
 def _computer(machine: dict[str, Any]) -> str:
-    processor = f"{machine['cores']} cores of an {machine['processor']}"
+    cores = "a core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    processor = f"{cores} of an {machine['processor']}"
     return f"{machine['accelerator']}, {processor}" if "accelerator" in machine else processor
 
 
 def gpu_page(results: dict[str, Any]) -> str:
     """docs/results_gpu.md."""
-    entries = results["rows"]
+    entries = accuracy.summarize(results["runs"])
     sections = [
         _GPU_INTRODUCTION,
         goals_section(entries),
@@ -315,7 +317,7 @@ def gpu_page(results: dict[str, Any]) -> str:
 
 def results_page(results: dict[str, Any]) -> str:
     """docs/results.md."""
-    entries = results["rows"]
+    entries = accuracy.summarize(results["runs"])
     plots = "![Drop against minutes](accuracy_time.png)\n\n![Top-1 against bits](accuracy_bits.png)"
     sections = [
         _INTRODUCTION,

@@ -21,6 +21,8 @@ from bench.write_results import (
     methods_section,
 )
 
+MACHINE = {"cores": 2, "processor": "CPU"}
+
 
 def run(seed: int, drop: float, method: str = "causal", effort: str = "best", row: int = 0) -> dict[str, Any]:
     of = accuracy.ROWS[row]
@@ -38,6 +40,7 @@ def run(seed: int, drop: float, method: str = "causal", effort: str = "best", ro
         "drop": drop,
         "drop_standard_error": 0.3,
         "images": 5000,
+        "origin": {"command": "python -m bench.accuracy", "machine": MACHINE},
         "commit": "abc",
     }
 
@@ -160,12 +163,20 @@ def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
 
 
 def test_the_gpu_is_named() -> None:
-    runs = [{**run(0, 0.8), "threads": 1, "jobs": 4, "origin": {"command": "python -m bench.accuracy"}}]
     machine = {"cores": 16, "processor": "CPU", "accelerator": "NVIDIA X"}
-    results = {"machine": machine, "runs": runs, "rows": accuracy.summarize(runs), "versions": {"torch": "2.11"}}
+    origin = {"command": "python -m bench.accuracy", "machine": machine}
+    runs = [{**run(0, 0.8), "threads": 1, "jobs": 4, "origin": origin}]
+    results = {"runs": runs, "versions": {"torch": "2.11"}}
     page = gpu_page(results)
     assert "NVIDIA X, 16 cores of an CPU, torch 2.11" in page
     assert "A longer schedule" not in page
+
+
+def test_times_of_other_processors_are_not_compared() -> None:
+    other = {"command": "", "machine": {**MACHINE, "processor": "another"}}
+    for origin, time in ((other, ""), (run(0, 1.0)["origin"], "0.50")):
+        theirs = {**run(0, 1.0, "gdfq"), "seconds": 300.0, "origin": origin}
+        assert f"| gdfq, of 1 | 1.00 | {time} |" in rivals_section(accuracy.summarize([run(0, 0.8), theirs]))
 
 
 def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
