@@ -47,6 +47,8 @@ FEW_STEPS = Budget(
 )
 # Rounding in closed form takes minutes beyond.
 _MOST_ROUNDED = 6_000_000
+# Gradients and moments of more weights, beside the copies of these, do not fit into the memory of a laptop.
+_MOST_TRAINED = 200_000_000
 _SMALLEST_BATCHES = 0.05
 _SECONDS = 1500
 SMALLEST_COSINE = 0.999
@@ -80,6 +82,7 @@ def cover(subject: Subject) -> Covered:
     network = with_random_weights(subject)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     budget = FEW_STEPS if parameters <= _MOST_ROUNDED else replace(FEW_STEPS, rounding_images=0)
+    budget = budget if parameters <= _MOST_TRAINED else replace(budget, finish_rounds=0)
     BUDGETS["fast"], LARGE_IMAGE_BUDGETS["fast"] = budget, replace(budget, warmup_steps=0)
     options = make_options(
         bits="w8a8", effort="fast", input_shape=(3, subject.side, subject.side), mean=(0.5,) * 3, std=(0.25,) * 3
