@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,7 +34,10 @@ def export_torch(quantized: QuantizedNetwork, path: str | Path, *, force: bool =
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             strict=False,
         )
-        torch.export.save(program, content)
+        with warnings.catch_warnings():
+            # Of weights that share memory with others, which are saved as they should be.
+            warnings.simplefilter("ignore")
+            torch.export.save(program, content)
     except Exception as error:
         raise ExportError(f"torch.export cannot write the network: {first_line(error)}") from error
     # Its own writer turns a full disk into an error of another kind.
