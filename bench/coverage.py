@@ -95,6 +95,9 @@ def cover(subject: Subject) -> Covered:
         for _ in train(run):
             pass
         quantized = finish(prepared, run, options, {}, 0.0)
+        has_statistics = prepared.has_statistics
+        # Several copies of all weights, which the export of a large network needs the memory of.
+        del network, prepared, run
         with tempfile.TemporaryDirectory() as folder:
             exported = export_onnx(quantized, Path(folder) / "network.onnx")
     except CausalDFQError as error:
@@ -105,7 +108,7 @@ def cover(subject: Subject) -> Covered:
         subject.name,
         subject.side,
         parameters,
-        prepared.has_statistics,
+        has_statistics,
         len(parity.layers),
         exported.fusion.fused,
         exported.fusion.total,
