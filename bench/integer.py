@@ -228,6 +228,12 @@ def _measured(results: dict[str, Any], part: str) -> Any:
     return results[part]["measured"] if part in results else None
 
 
+def _of_each_processor(entries: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of other processors than an entry's, and the entry."""
+    processor = entry["origin"]["machine"]["processor"]
+    return [other for other in entries if other["origin"]["machine"]["processor"] != processor] + [entry]
+
+
 def page_section(results: dict[str, Any]) -> str:
     """The tables of docs/export.md."""
     lines = [
@@ -244,9 +250,14 @@ def page_section(results: dict[str, Any]) -> str:
         lines += ["", "| ResNet-18, packed | MB | of float32 | at most |", "|---|---:|---:|---:|"]
         for bits, most in SIZES.items():
             lines.append(f"| {bits} | {sizes[bits] / 1e6:.2f} | {sizes[bits] / sizes['float32']:.3f} | {most:.2f} |")
-    for name, measured in (_measured(results, "speed") or {}).items():
+    by_network = [
+        (name, speed["origin"]["machine"]["processor"], speed["measured"][name])
+        for name in SPEEDS
+        for speed in results.get("speed", [])
+    ]
+    for name, processor, measured in by_network:
         asked = f"times float32; w8a8 asked in ONNX Runtime: {SPEEDS[name]}"
-        lines += ["", f"| {name}, one image, {_THREADS} threads | ms | {asked} |", "|---|---:|---:|"]
+        lines += ["", f"| {name}, one image, {_THREADS} threads, {processor} | ms | {asked} |", "|---|---:|---:|"]
         seconds = measured["seconds"]
         for label, timing in seconds.items():
             runtime = label.partition(":")[0]
@@ -254,12 +265,15 @@ def page_section(results: dict[str, Any]) -> str:
             lines.append(f"| {label} | {1000 * timing['median']:.2f} | {ratio:.2f} |")
         fused = ", ".join(f"{bits} {done} of {total}" for bits, (done, total) in measured["fused"].items())
         lines += ["", f"Convolutions and matrix products in integers in ONNX Runtime: {fused}."]
-    origins = {part: results[part]["origin"] for part in ("parity", "sizes", "speed") if part in results}
-    first = next(iter(origins.values()))
-    commits = ", ".join(f"{part} {origin['commit'][:10]}" for part, origin in origins.items())
+    origins = [(part, results[part]["origin"]) for part in ("parity", "sizes") if part in results]
+    origins += [("speed", speed["origin"]) for speed in results.get("speed", [])]
+    commits = ", ".join(
+        f"{part} {origin['commit'][:10]} ({origin['machine']['processor']})" for part, origin in origins
+    )
+    first = origins[0][1]
     lines += [
         "",
-        f"{first['machine']['cores']} cores of an {first['machine']['processor']}, torch "
+        f"{first['machine']['cores']} cores, torch "
         f"{first['versions']['torch']}; commits: {commits}; `python -m bench.integer`. Same class: of "
         f"{IMAGES:,} procedural scenes, and of the development images. Medians of {_REPEATS} runs, in turn; "
         "the weights of the timed networks are random.",
@@ -279,7 +293,8 @@ def main(
             "sizes": measure_sizes,
             "speed": lambda: {name: measure_speed(name) for name in SPEEDS},
         }[part]
-        results[part] = {"origin": describe(), "measured": measure()}
+        entry = {"origin": describe(), "measured": measure()}
+        results[part] = _of_each_processor(results.get(part, []), entry) if part == "speed" else entry
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         write_text(RESULTS, json.dumps(results, indent=1) + "\n")
         write_text(PAGE, replace_between(PAGE.read_text(), "integer", page_section(results)))
