@@ -273,8 +273,8 @@ def page_section(results: dict[str, Any]) -> str:
     first = origins[0][1]
     lines += [
         "",
-        f"{first['machine']['cores']} cores, torch "
-        f"{first['versions']['torch']}; commits: {commits}; `python -m bench.integer`. Same class: of "
+        f"{first['machine']['cores']} cores, torch {first['versions']['torch']}; commits: {commits}; "
+        "`python -m bench.integer`. Same class: of "
         f"{IMAGES:,} procedural scenes, and of the development images. Medians of {_REPEATS} runs, in turn; "
         "the weights of the timed networks are random.",
     ]

@@ -30,17 +30,15 @@ from causal_dfq.pipeline import (
     train,
     versions,
 )
-from causal_dfq.quantized import CONFIG_FILE, QuantizedNetwork, is_quantized_folder, load
+from causal_dfq.quantized import CONFIG_FILE, FLOAT_FILE, MODEL_FILE, QuantizedNetwork, is_quantized_folder, load
 from causal_dfq.synthesis.gallery import draw_grid
 from causal_dfq.training.checkpoint import CHECKPOINT_FILE, CheckpointFile, Progress, restore_state
 from causal_dfq.training.equilibrium import Equilibrium, Metrics
 
 LOG_FILE, SAMPLES_FILE = "log.jsonl", "samples.png"
-_OWN_FILES = {
-    *(LOG_FILE, SAMPLES_FILE, CONFIG_FILE, CHECKPOINT_FILE, "model.safetensors", "float.safetensors"),
-    # What the demo and export write beside.
-    *("evaluation.json", "model.onnx", "model.pt2"),
-}
+# What evaluations and exports are called where the user names no other file lies beside.
+_BESIDE = {"evaluation.json", "model.onnx", "model.pt2"}
+_OWN_FILES = {LOG_FILE, SAMPLES_FILE, CONFIG_FILE, CHECKPOINT_FILE, MODEL_FILE, FLOAT_FILE} | _BESIDE
 # Weights, gradient, two moments and the checkpoint in writing.
 _DISK_BYTES_PER_VALUE = 4 * 6
 

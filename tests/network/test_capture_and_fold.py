@@ -2,16 +2,14 @@
 
 import copy
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import DeformConv2d
 
-from causal_dfq.errors import CaptureError, OutputError, WeightsError
+from causal_dfq.errors import CaptureError, WeightsError
 from causal_dfq.network.capture import capture
 from causal_dfq.network.error_text import failing_line
 from causal_dfq.network.fold import fold_batch_norm
@@ -19,7 +17,6 @@ from causal_dfq.network.operations import (
     batch_norm_nodes,
     with_outputs,
 )
-from causal_dfq.network.serialize import graph_from_data, graph_to_data
 from tests.networks import ALL, Concatenating, Residual, Reused, SqueezeExcite, trained
 
 SHAPE = (3, 8, 8)
@@ -117,46 +114,6 @@ def test_view_returns_the_values_on_the_way() -> None:
     logits, (value,) = with_outputs(captured, [name])(images())
     torch.testing.assert_close(value, network.conv1(images()))
     torch.testing.assert_close(logits, network(images()))
-
-
-def test_graph_survives_json_to_the_bit(network: nn.Module) -> None:
-    folded = fold_batch_norm(capture(network, SHAPE))
-    graph = graph_from_data(graph_to_data(folded.graph))
-    rebuilt = torch.fx.GraphModule(folded, graph)
-    assert torch.equal(rebuilt(images()), folded(images()))
-
-
-@pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "operator.attrgetter", "aten.__class__.default", "aten.save.default"]
-)
-def test_saved_graph_cannot_name_other_functions(target: str) -> None:
-    data = [{"name": "x", "op": "call_function", "target": target, "args": ["echo"], "kwargs": {"dict": {}}}]
-    with pytest.raises(OutputError, match="cannot be read"):
-        graph_from_data(data)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"op": "call_method"},
-        {"op": "root"},
-        {"name": "x; import os"},
-        {"name": "lambda"},
-        {"op": "placeholder", "target": "x=print(1)"},
-        {"op": "placeholder", "target": "*x"},
-        {"op": "get_attr", "target": 'layers.a") or print("'},
-        {"op": "call_module", "target": "layers..weight"},
-        {"op": "output", "target": "print(1)"},
-        {"kwargs": {"dict": {"dim=print(1), other": 1}}},
-        {"args": [{"device": "nowhere"}]},
-    ],
-    ids=str,
-)
-def test_saved_graph_cannot_hold_source_code(change: dict[str, object]) -> None:
-    node = {"name": "x", "op": "call_function", "target": "aten.relu.default", "args": [], "kwargs": {"dict": {}}}
-    graph_from_data([node])
-    with pytest.raises(OutputError, match="cannot be read"):
-        graph_from_data([node | change])
 
 
 def test_write_into_a_slice_is_seen_by_who_reads_the_whole() -> None:
@@ -339,73 +296,3 @@ def test_a_norm_over_tokens_is_not_folded_into_the_layer_of_each(shape: tuple[in
     network = TokenNorm(shape[1] * shape[2]).eval()
     images = torch.randn(4, *shape)
     assert torch.allclose(fold_batch_norm(capture(network, shape))(images), network(images), rtol=1e-4, atol=1e-5)
-
-
-def test_names_that_are_no_words_of_python_are_saved_and_read() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
-    network.add_module("ln-1 (last)", nn.LayerNorm(144))
-    network.add_module("fc", nn.Linear(144, 5))
-    graph = capture(trained(network), SHAPE)
-    again = graph_from_data(graph_to_data(graph.graph))
-    torch.testing.assert_close(fx.GraphModule(graph, again)(images()), network(images()))
-
-
-class Branches(nn.Module):
-    """A branch that torch.export can take."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.conv(images)
-        features = torch.cond(features.sum() > 0, lambda x: x.relu(), lambda x: x.sigmoid(), (features,))
-        return self.fc(features.mean((2, 3)))
-
-
-class Deformed(nn.Module):
-    """An operation of torchvision's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offset, self.deformed, self.fc = nn.Conv2d(3, 18, 3), DeformConv2d(3, 4, 3), nn.Linear(4, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.deformed(images, self.offset(images)).mean((2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("network", "words"), [(Branches, "torch.cond"), (Deformed, "torchvision.deform_conv2d.default at deformed")]
-)
-def test_what_could_not_be_saved_is_told_before_anything_is_trained(network: type[nn.Module], words: str) -> None:
-    with pytest.raises(CaptureError, match=words):
-        capture(trained(network()), SHAPE)
-
-
-class Wrapped(nn.Module):
-    """Hands everything on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = Residual()
-
-    def forward(self, *images: Tensor, **more: object) -> Tensor:
-        return self.network(*images, **more)
-
-
-@pytest.mark.parametrize("wrap", [lambda: nn.DataParallel(Residual()), Wrapped])
-def test_wrappers_of_any_arguments_are_seen_through(wrap: Callable[[], nn.Module]) -> None:
-    network = trained(wrap())
-    torch.testing.assert_close(capture(network, SHAPE)(images(7)), network(images(7)), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), "'1.weight' has no shape yet"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5, device="meta")), "'1.weight' is on the device meta"),
-    ],
-)
-def test_parameters_without_values_are_named(build: Callable[[], nn.Module], words: str) -> None:
-    with pytest.raises(WeightsError, match=words):
-        capture(build(), SHAPE)

@@ -32,7 +32,7 @@ from causal_dfq.version import __version__
 Storage = Literal["fast", "packed"]
 Profile = Literal["default", "tensorrt"]
 VERIFIED_IMAGES = 64
-# Below, no rounding explains it: on random weights files of networks with many float operations are above 0.99.
+# No rounding explains less, on random weights and through many operations in float either.
 LEAST_PARITY = 0.9
 _LOWEST_OPSET = 18
 
