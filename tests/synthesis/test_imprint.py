@@ -12,8 +12,10 @@ from causal_dfq.synthesis.imprint import (
     scenes_within,
     shifted,
 )
+from causal_dfq.synthesis.pixel_space import PixelSpace
 
-BOUNDS = (torch.tensor([-2.0, -1.5, -1.0]).view(1, 3, 1, 1), torch.tensor([2.0, 1.5, 1.0]).view(1, 3, 1, 1))
+LOWEST, HIGHEST = torch.tensor([-2.0, -1.5, -1.4]), torch.tensor([2.0, 1.5, 1.4])
+SPACE = PixelSpace((tuple(LOWEST.tolist()), tuple(HIGHEST.tolist())), 3)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 17)])
@@ -35,8 +37,8 @@ def test_amplitude_falls_as_one_over_the_frequency() -> None:
 
 
 def test_an_imprint_comes_nearer_to_what_is_asked_and_stays_within_bounds() -> None:
-    scenes = scenes_within(4, (3, 16, 16), BOUNDS, torch.Generator().manual_seed(0))
-    batch = Imprint((4, 3, 16, 16), BOUNDS)
+    scenes = scenes_within(4, (3, 16, 16), SPACE, torch.Generator().manual_seed(0))
+    batch = Imprint((4, 3, 16, 16), SPACE)
     batch.begin(scenes)
     assert torch.equal(batch(), scenes)
     optimizer = torch.optim.Adam(batch.parameters(), 0.05)
@@ -51,8 +53,8 @@ def test_an_imprint_comes_nearer_to_what_is_asked_and_stays_within_bounds() -> N
         optimizer.step()
     found = batch().detach()
     assert float(loss().detach()) < 0.1 * before
-    assert bool((found >= BOUNDS[0]).all())
-    assert bool((found <= BOUNDS[1]).all())
+    assert bool((found >= LOWEST.view(1, 3, 1, 1)).all())
+    assert bool((found <= HIGHEST.view(1, 3, 1, 1)).all())
     batch.begin(scenes)
     assert torch.equal(batch(), scenes)
 

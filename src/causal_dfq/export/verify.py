@@ -16,6 +16,7 @@ from causal_dfq.config import Options
 from causal_dfq.errors import ExportError
 from causal_dfq.export.integer_graph import Requantize
 from causal_dfq.network.operations import attribute, module_path
+from causal_dfq.synthesis.pixel_space import PixelSpace
 from causal_dfq.synthesis.scenes import draw_scenes
 
 # Half a step of rounding, on either side of a tie.
@@ -57,10 +58,8 @@ def synthetic_images(options: Options, count: int, seed: int = 0) -> Tensor:
     """Procedural scenes (count, C, H, W), within the pixels that a picture can have where these are known."""
     random = torch.Generator().manual_seed(seed)
     scenes = draw_scenes(count, options.input_shape, random)
-    if options.pixel_bounds is None:
-        return scenes
-    low, high = (torch.tensor(values).view(1, -1, 1, 1) for values in options.pixel_bounds)
-    return torch.clamp(scenes, low, high)
+    images: Tensor = PixelSpace(options.pixel_bounds, options.input_shape[0])(scenes)
+    return images
 
 
 def verify(model: onnx.ModelProto, graph: fx.GraphModule, simulated: fx.GraphModule, images: Tensor) -> Parity:

@@ -92,6 +92,20 @@ def affine_from_bounds(low: float, high: float, bits: int) -> tuple[float, float
     return scale, float(min(max(round(-low / scale), 0), highest))
 
 
+def affine_over_bounds(low: float, high: float, bits: int) -> tuple[float, float]:
+    """Scale and zero point of the finest unsigned grid from below `low` to above `high` that holds 0 exactly.
+
+    `affine_from_bounds` may leave an end half a step outside; of bytes between -1 and 1 every single one would then lie
+    half way between two codes.
+    """
+    _, highest = integer_range(bits, is_signed=False)
+    low, high = min(low, 0.0), max(high, 0.0)
+    _, zero_point = affine_from_bounds(low, high, bits)
+    below = -low / zero_point if zero_point else 0.0
+    above = high / (highest - zero_point) if zero_point < highest else 0.0
+    return max(below, above, SMALLEST_SCALE), zero_point
+
+
 @dataclass(frozen=True)
 class ObservedValues:
     """What calibration keeps of a tensor: its ends, 0 among them, and an even sample (n,) in float32."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from causal_dfq.causal.graph import Content
 from causal_dfq.synthesis.middle_convolution import convolve_middle
-from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
+from causal_dfq.synthesis.pixel_space import PixelBounds, PixelSpace
 from causal_dfq.synthesis.styled_norm import SLOPE, styled_norm
 from causal_dfq.synthesis.upsampling import convolve_parities, interleave
 
@@ -86,9 +86,6 @@ class ContentStyleGenerator(nn.Module):
         pixel_bounds: normalized values of black and white by channel, where known.
     """
 
-    lowest: Tensor
-    highest: Tensor
-
     def __init__(
         self,
         classes: int,
@@ -111,9 +108,7 @@ class ContentStyleGenerator(nn.Module):
         self.blocks = nn.ModuleList(StyledBlock(a, b) for a, b in others)
         self.to_image = nn.Conv2d(widths[-1], channels, 3, bias=False)
         self.image_norm = nn.BatchNorm2d(channels, track_running_stats=False)
-        lowest, highest = bound_tensors(pixel_bounds, channels)
-        self.register_buffer("lowest", lowest, persistent=False)
-        self.register_buffer("highest", highest, persistent=False)
+        self.pixel_space = PixelSpace(pixel_bounds, channels)
 
     def forward(self, content: Content, style: Tensor) -> Tensor:
         """Contents (N) and styles (N, STYLE_SIZE) -> normalized images (N, C, H, W), float32.
@@ -127,10 +122,10 @@ class ContentStyleGenerator(nn.Module):
         features = self.first_block.forward_under_styles(layout, backdrop, style)
         for block in self.blocks:
             features = block(features, style)
-        images = convolve_middle(features, self.to_image.weight, self.image_size)
+        plane = convolve_middle(features, self.to_image.weight, self.image_size)
         # Few channels: over whole planes their statistics take a fraction of the time.
-        images = self.image_norm(images.contiguous())
-        return torch.clamp(images, self.lowest, self.highest).contiguous(memory_format=torch.channels_last)
+        images: Tensor = self.pixel_space(self.image_norm(plane.contiguous()))
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _start(self, values: Tensor) -> Tensor:
         """(N, A h w) -> a coarse map (N, A, h, w), normalized over the batch."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from causal_dfq.synthesis.pixel_space import PixelSpace
 from causal_dfq.synthesis.scenes import draw_scenes
 
 RATE = 0.05
@@ -59,16 +60,16 @@ class Imprint(nn.Module):
 
     Args:
         shape: (N, C, H, W) of the scenes.
-        bounds: the lowest and the highest value of a pixel, each (1, C, 1, 1).
+        pixel_space: what the network reads as pixels.
     """
 
     scenes: Tensor
 
-    def __init__(self, shape: tuple[int, int, int, int], bounds: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, shape: tuple[int, int, int, int], pixel_space: PixelSpace) -> None:
         super().__init__()
         self.change = SpectralChange(shape)
         self.register_buffer("scenes", torch.zeros(shape))
-        self._bounds = bounds
+        self.pixel_space = pixel_space
 
     @torch.no_grad()
     def begin(self, scenes: Tensor) -> None:
@@ -78,7 +79,7 @@ class Imprint(nn.Module):
 
     def forward(self) -> Tensor:
         """The scenes as they are changed now, within the bounds."""
-        return torch.clamp(self.scenes + self.change(), *self._bounds)
+        return self.pixel_space.hold(self.scenes + self.pixel_space.change(self.change()))
 
 
 def as_looked_at(images: Tensor, iteration: int, random: torch.Generator) -> Tensor:
@@ -90,10 +91,11 @@ def as_looked_at(images: Tensor, iteration: int, random: torch.Generator) -> Ten
 
 
 def scenes_within(
-    count: int, image_shape: tuple[int, int, int], bounds: tuple[Tensor, Tensor], random: torch.Generator
+    count: int, image_shape: tuple[int, int, int], pixel_space: PixelSpace, random: torch.Generator
 ) -> Tensor:
-    """Scenes (count, C, H, W) on the device of the bounds, their pixels between them."""
-    return torch.clamp(draw_scenes(count, image_shape, random).to(bounds[0].device), *bounds)
+    """Scenes (count, C, H, W) as pixels of a space, on its device."""
+    scenes: Tensor = pixel_space(draw_scenes(count, image_shape, random).to(pixel_space.lowest.device))
+    return scenes
 
 
 def shifted(images: Tensor, random: torch.Generator) -> Tensor:

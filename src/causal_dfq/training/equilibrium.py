@@ -29,7 +29,7 @@ from causal_dfq.network.operations import attribute
 from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.residual_grids import share_step_sizes
-from causal_dfq.synthesis.pixel_bounds import PixelBounds
+from causal_dfq.synthesis.pixel_space import PixelBounds
 from causal_dfq.training.budget import Budget, Recipe
 from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.imprint_synthesis import ImprintSynthesis

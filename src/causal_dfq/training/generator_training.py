@@ -27,7 +27,7 @@ from causal_dfq.synthesis.generator import (
 from causal_dfq.synthesis.imprint import scenes_within
 from causal_dfq.synthesis.low_pass import low_pass
 from causal_dfq.synthesis.measured_norm import middle_norm
-from causal_dfq.synthesis.pixel_bounds import PixelBounds
+from causal_dfq.synthesis.pixel_space import PixelBounds, PixelSpace
 from causal_dfq.synthesis.scenes import hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
@@ -79,7 +79,7 @@ class GeneratorTraining:
 
     def prepare_imprints(self, batches: int, batch_size: int, iterations: int) -> None:
         """Makes room for imprinted scenes, which the student's images hold from then on."""
-        self.imprints = Imprinting(self.views, self.image_shape, self.bounds, batches, batch_size, iterations)
+        self.imprints = Imprinting(self.views, self.image_shape, self.pixel_space, batches, batch_size, iterations)
 
     @property
     def state(self) -> nn.Module:
@@ -88,9 +88,9 @@ class GeneratorTraining:
         return nn.ModuleDict(parts if self.imprints is None else {**parts, "imprints": self.imprints})
 
     @property
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest value of a pixel, (1, C, 1, 1) each."""
-        return self.generator.lowest, self.generator.highest
+    def pixel_space(self) -> PixelSpace:
+        """What the network reads as pixels."""
+        return self.generator.pixel_space
 
     def warm_up(self, position: float, recipe: Recipe, random: torch.Generator) -> dict[str, Tensor]:
         """A step of the warm-up at a position in [0, 1): full rate for half of it, then down to the equilibrium's."""
@@ -174,7 +174,7 @@ class GeneratorTraining:
             of_one_class = torch.where(content.second_share == 0, content.labels, UNLABELLED)
             of_shown = of_one_class[:shown_contents].repeat(recipe.styles)
         if len(hidden) + recipe.scenes:
-            scenes = scenes_within(len(hidden) + recipe.scenes, self.image_shape, self.bounds, random)
+            scenes = scenes_within(len(hidden) + recipe.scenes, self.image_shape, self.pixel_space, random)
             if len(hidden):
                 parts.append(hide_behind(hidden, scenes[: len(hidden)], random))
             parts.append(scenes[len(hidden) :])

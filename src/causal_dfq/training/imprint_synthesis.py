@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_dfq.synthesis.imprint import scenes_within
-from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
+from causal_dfq.synthesis.pixel_space import PixelBounds, PixelSpace
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.imprinting import Imprinting
 from causal_dfq.training.student_loss import UNLABELLED, StudentImages
@@ -29,11 +29,11 @@ class ImprintSynthesis:
         device: torch.device,
     ) -> None:
         self._views, self._image_shape = views, image_shape
-        self._bounds = bound_tensors(pixel_bounds, image_shape[0], device)
+        self._pixel_space = PixelSpace(pixel_bounds, image_shape[0]).to(device)
 
     def prepare_imprints(self, batches: int, batch_size: int, iterations: int) -> None:
         """Makes room for the images; before anything else is asked for."""
-        self.imprints = Imprinting(self._views, self._image_shape, self._bounds, batches, batch_size, iterations)
+        self.imprints = Imprinting(self._views, self._image_shape, self._pixel_space, batches, batch_size, iterations)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -55,7 +55,7 @@ class ImprintSynthesis:
 
     def loss(self, recipe: Recipe, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """What a step of a batch of the recipe's size differentiates, on fresh scenes: to measure what it needs."""
-        batch = Imprinting(self._views, self._image_shape, self._bounds, 1, recipe.pool_batch, 1)
+        batch = Imprinting(self._views, self._image_shape, self._pixel_space, 1, recipe.pool_batch, 1)
         return batch.loss(slice(None), 0, recipe, random)
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class ImprintSynthesis:
         shown, hidden = recipe.styles * recipe.student_contents, recipe.styles * recipe.hidden_contents
         parts = [self.imprints.draw(shown, hidden, random)]
         if recipe.scenes:
-            parts.append(scenes_within(recipe.scenes, self._image_shape, self._bounds, random))
+            parts.append(scenes_within(recipe.scenes, self._image_shape, self._pixel_space, random))
         images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         labels = torch.full((len(images),), UNLABELLED, device=images.device)
         return StudentImages(images, labels, 0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_dfq.synthesis.imprint import MOMENTA, RATE, Imprint, as_looked_at, scenes_within, shifted
+from causal_dfq.synthesis.pixel_space import PixelSpace
 from causal_dfq.synthesis.scenes import hide_behind
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
@@ -20,7 +21,7 @@ class Imprinting(nn.Module):
     """Imprinted scenes with the class of each. Its state dictionary holds them, and the batch in work.
 
     Args:
-        bounds: lowest and highest value of a pixel, each (1, C, 1, 1).
+        pixel_space: what the network reads as pixels.
         batches, batch_size: how many images there will be.
         iterations: gradient steps of each batch.
     """
@@ -32,18 +33,18 @@ class Imprinting(nn.Module):
         self,
         views: NetworkViews,
         image_shape: tuple[int, int, int],
-        bounds: tuple[Tensor, Tensor],
+        pixel_space: PixelSpace,
         batches: int,
         batch_size: int,
         iterations: int,
     ) -> None:
         super().__init__()
-        self._views, self._image_shape, self._bounds = views, image_shape, bounds
+        self._views, self._image_shape = views, image_shape
         self._batch_size, self._iterations = batch_size, iterations
-        device = bounds[0].device
+        device = pixel_space.lowest.device
         self.register_buffer("images", torch.zeros(batches * batch_size, *image_shape, dtype=_KEPT))
         self.register_buffer("labels", torch.zeros(batches * batch_size, dtype=torch.int64))
-        self.batch = Imprint((batch_size, *image_shape), bounds)
+        self.batch = Imprint((batch_size, *image_shape), pixel_space)
         self.to(device)
         self.optimizer = torch.optim.Adam(self.batch.parameters(), RATE, betas=MOMENTA)
         self._statistics = [
@@ -84,7 +85,7 @@ class Imprinting(nn.Module):
         return loss, losses
 
     def _begin(self, place: slice, random: torch.Generator) -> None:
-        self.batch.begin(scenes_within(self._batch_size, self._image_shape, self._bounds, random))
+        self.batch.begin(scenes_within(self._batch_size, self._image_shape, self.batch.pixel_space, random))
         labels = torch.randint(self._views.classes, (self._batch_size,), generator=random)
         self.labels[place] = labels.to(self.labels.device)
         self.optimizer.state.clear()
@@ -96,5 +97,5 @@ class Imprinting(nn.Module):
         images = shifted(self.images[chosen].float(), random)
         if not hidden:
             return images
-        scenes = scenes_within(hidden, self._image_shape, self._bounds, random)
+        scenes = scenes_within(hidden, self._image_shape, self.batch.pixel_space, random)
         return torch.cat([images[:shown], hide_behind(images[shown:], scenes, random)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from causal_dfq.causal.graph import Content
 from causal_dfq.synthesis.generator import STYLE_SIZE, VARIATION_SIZE, ContentStyleGenerator, initialize
-from causal_dfq.synthesis.pixel_bounds import PixelBounds, bound_tensors
+from causal_dfq.synthesis.pixel_space import PixelBounds, PixelSpace
 from causal_dfq.synthesis.statistics import running_statistics, statistics_distance
 from causal_dfq.training.budget import Recipe
 from causal_dfq.training.student_loss import StudentImages
@@ -24,15 +24,10 @@ _LATENT_RATE = 10.0
 class PixelBatch(nn.Module):
     """Images whose pixels are the parameters. Source: ZeroQ (Cai et al., CVPR 2020)."""
 
-    lowest: Tensor
-    highest: Tensor
-
     def __init__(self, count: int, image_shape: tuple[int, int, int], pixel_bounds: PixelBounds) -> None:
         super().__init__()
         self.pixels = nn.Parameter(torch.zeros(count, *image_shape))
-        lowest, highest = bound_tensors(pixel_bounds, image_shape[0])
-        self.register_buffer("lowest", lowest, persistent=False)
-        self.register_buffer("highest", highest, persistent=False)
+        self.pixel_space = PixelSpace(pixel_bounds, image_shape[0])
 
     @torch.no_grad()
     def restart(self, random: torch.Generator) -> None:
@@ -45,7 +40,8 @@ class PixelBatch(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """Images (N, C, H, W); the classes (N,) are not read."""
-        return torch.clamp(self.pixels, self.lowest, self.highest)
+        images: Tensor = self.pixel_space(self.pixels)
+        return images
 
 
 class LatentBatch(nn.Module):

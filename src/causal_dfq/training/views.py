@@ -23,7 +23,7 @@ from causal_dfq.network.operations import (
 from causal_dfq.network.units import part_between
 from causal_dfq.quantizer.modules import ActivationQuantizer
 from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
-from causal_dfq.quantizer.ranges import ObservedValues, affine_from_bounds, merge, observe
+from causal_dfq.quantizer.ranges import ObservedValues, affine_over_bounds, merge, observe
 from causal_dfq.synthesis.measured_norm import measured_norm, with_statistics
 from causal_dfq.synthesis.swing import with_swing
 from causal_dfq.training.measured_rounding import rounding_of, with_feature_errors
@@ -204,9 +204,9 @@ class NetworkViews:
         for target, sources in tensors.items():
             quantizer = attribute(self.quantized, target)
             assert isinstance(quantizer, ActivationQuantizer)
-            if pixel_bounds is not None and sources[0] in inputs:
+            if pixel_bounds is not None and inputs.issuperset(sources):
                 low, high = min(pixel_bounds[0]), max(pixel_bounds[1])
-                quantizer.set_range(*affine_from_bounds(low, high, quantizer.bits))
+                quantizer.set_range(*affine_over_bounds(low, high, quantizer.bits))
             else:
                 quantizer.calibrate(merge([seen for source in sources for seen in observed[source]]))
 
