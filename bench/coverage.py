@@ -194,9 +194,14 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     processors = sorted({run["processor"] for run in runs})
     lines += [
         "In integers: convolutions and matrix products that ONNX Runtime computes so, of all. Cosine: of the logits of",
-        "all scenes, file and simulation; of an image: the smallest, 0 where all its logits are zero. Class: how often",
-        "it is the same. Cosines below 1 are of operations that the runtime computes in float: random weights enlarge",
-        "a single code's difference.",
+        "all scenes, file and simulation; of an image: the smallest, where logits that are the same count as 1, all",
+        "zeros too. Class: how often it is the same. Cosines below 1 are of operations that the runtime computes in",
+        "float: random weights enlarge a single code's difference.",
+        *(
+            ["In rows of 0.0000 that pass, an image whose logits are all zero was counted as 0."]
+            if any(run["layers"] and not run["error"] and run["worst_cosine"] == 0 for run in runs)
+            else []
+        ),
         "",
         "## Origin",
         "",

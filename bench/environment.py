@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+_UNKNOWN = "unknown"
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "causal-dfq")
 
 
@@ -41,14 +42,13 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 def is_same_package(results: dict[str, Any], device: str = "cpu") -> bool:
     """Whether a results file was measured with the package as it stands here, and the same versions."""
-    commit = results["commit"]
     here = describe(device)
     return (
         results["is_clean"]
         and here["is_clean"]
         and results["versions"] == here["versions"]
         and results["machine"] == here["machine"]
-        and (commit == here["commit"] or _git("rev-parse", f"{commit}:src") == _git("rev-parse", "HEAD:src"))
+        and _is_same_source(results["commit"], here["commit"])
     )
 
 
@@ -68,9 +68,17 @@ def _module() -> str:
     return spec.name if spec is not None else Path(sys.argv[0]).name
 
 
+def _is_same_source(first: str, second: str) -> bool:
+    """Whether two commits are one or have the same package, as far as git knows them here."""
+    if first == second:
+        return True
+    sources = {_git("rev-parse", f"{commit}:src") for commit in (first, second)}
+    return len(sources) == 1 and _UNKNOWN not in sources
+
+
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    return done.stdout.strip() if done.returncode == 0 else _UNKNOWN
 
 
 def _processor() -> str:

@@ -127,7 +127,7 @@ def measure_steps(subject: Subject, repeats: int) -> dict[str, Any]:
     def in_float32(step: Callable[[], object]) -> None:
         run.views._uses_bfloat16 = False
         step()
-        run.views._uses_bfloat16 = has_bfloat16_arithmetic()
+        run.views._uses_bfloat16 = has_bfloat16_arithmetic(torch.device("cpu"))
 
     generator, student, update = "generator step", "student step", "student update"
     quantized_alone, bare_alone = (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from causal_dfq.data.labelled import LabelledImages, Preprocessing, open_labelled
 from causal_dfq.errors import DataError
-from causal_dfq.evaluation import evaluate_pair, render_table
+from causal_dfq.evaluation import evaluate_pair, images_at_once, render_table
 
 
 class Ranking(nn.Module):
@@ -53,6 +53,23 @@ def test_batches_are_reported(tmp_path: Path) -> None:
     images = dataset(tmp_path, [0] * 5)
     evaluate_pair(network, network, images, torch.device("cpu"), 2, lambda done, total: heard.append((done, total)))
     assert heard == [(2, 5), (4, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(("side", "count"), [(28, 250), (64, 250), (224, 20), (1024, 8)])
+def test_batches_of_larger_images_have_fewer_of_them(side: int, count: int) -> None:
+    assert images_at_once(side, side) == count
+
+
+def test_batches_follow_the_size_of_the_images_and_the_figures_do_not(tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "d.npz", images=numpy.arange(10, dtype=numpy.uint8)[:, None, None], labels=[0, 1] * 5)
+    images = open_labelled(tmp_path / "d.npz", Preprocessing((1, 400, 400), (0.0,), (1.0,)))
+    quantized, reference, heard = Ranking([[0], [1], [2, 1], [0], [1]] * 2), Ranking([[0], [1]] * 5), []
+    found = evaluate_pair(
+        quantized, reference, images, torch.device("cpu"), on_batch=lambda done, total: heard.append((done, total))
+    )
+    assert heard == [(8, 10), (10, 10)]
+    at_once = evaluate_pair(quantized, reference, images, torch.device("cpu"), batch_size=10)
+    assert {**found.as_dict(), "seconds": 0} == {**at_once.as_dict(), "seconds": 0}
 
 
 def test_label_outside_of_the_classes_is_told(tmp_path: Path) -> None:

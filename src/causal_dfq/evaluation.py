@@ -15,6 +15,9 @@ from causal_dfq.data.labelled import LabelledImages
 from causal_dfq.errors import DataError
 from causal_dfq.precision import float32_convolutions
 
+# With more pixels at once a wide first layer takes gigabytes, with fewer images the cores wait.
+_MOST_PIXELS, _MOST_IMAGES, _FEWEST_IMAGES = 250 * 64 * 64, 250, 8
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -39,16 +42,24 @@ class Evaluation:
         return asdict(self)
 
 
+def images_at_once(height: int, width: int) -> int:
+    """How many images of this size a batch has where none is asked for."""
+    return max(_FEWEST_IMAGES, min(_MOST_IMAGES, _MOST_PIXELS // (height * width)))
+
+
 @torch.no_grad()
 def evaluate_pair(
     quantized: nn.Module,
     reference: nn.Module,
     dataset: LabelledImages,
     device: torch.device,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Runs both networks, normalized images (N, C, H, W) -> logits (N, K), over all images in float32.
+
+    Args:
+        batch_size: None: as many images as their size allows; no figure but the seconds depends on it.
 
     Raises:
         DataError: a label lies outside of the network's classes, or an image cannot be read.
@@ -57,6 +68,8 @@ def evaluate_pair(
     quantized, reference = quantized.to(device), reference.to(device)
     hits: dict[str, list[Tensor]] = {name: [] for name in ("top1", "top5", "float_top1", "float_top5", "same")}
     done = 0
+    if batch_size is None:
+        batch_size = images_at_once(*dataset.input_shape[1:])
     for images, labels in DataLoader(dataset, batch_size=batch_size):
         inputs = images.to(device, memory_format=torch.channels_last)
         with float32_convolutions():

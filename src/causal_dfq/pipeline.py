@@ -48,6 +48,7 @@ from causal_dfq.training.analysis import analyse
 from causal_dfq.training.budget import Budget, Recipe, pays_for_compilation, recipe_for
 from causal_dfq.training.equilibrium import Equilibrium, Metrics, Phase
 from causal_dfq.training.generator_training import GeneratorTraining
+from causal_dfq.training.layer_rounding import RoundingSettings
 from causal_dfq.training.memory import fit_recipe, step_memory
 from causal_dfq.training.methods import METHODS
 from causal_dfq.training.pool_training import PoolTraining, Synthesis
@@ -126,7 +127,7 @@ def quantize(
         protocol: which tensors are quantized: "deploy", "gdfq" or "genie".
         effort: the budget: "fast", "balanced" or "best".
         mean, std: normalization of pixels in [0, 1] by channel, where known: synthetic images then
-            keep to what a picture can hold, and the input's grid is exact.
+            keep to what a picture can hold, and the input's grid sets out from black and white.
         method: "causal", or one of the field's to compare with: "zeroq", "gdfq", "genie", "synq".
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: on a CPU the same seed on the same machine gives the same bits; a GPU adds up in another order each time.
@@ -245,7 +246,9 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
         None if options.size_budget is None else options.size_budget.in_bytes(sum(weight_counts(prepared.folded))),
     )
     if options.memory_limit is not None:
-        run.use_recipe(fit_recipe(run.recipe, step_memory(run), options.memory_limit))
+        memory = step_memory(run)
+        run.use_recipe(fit_recipe(run.recipe, memory, options.memory_limit))
+        run.rounding = RoundingSettings.within(options.memory_limit - memory.fixed)
     return run
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from causal_dfq.network.operations import module_path, operation_name, unrounded_layers
 from causal_dfq.pipeline import chosen_recipe
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.training.analysis import PREFIX
@@ -25,6 +26,9 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     table = Table(show_header=False, box=None)
     table.add_row("bits", f"{record.options.bits}, protocol {record.options.protocol}, effort {record.options.effort}")
     table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
+    if in_float := unrounded_layers(quantized.graph_module.graph):
+        named = ", ".join(f"{module_path(node)} ({operation_name(node)})" for node in in_float)
+        table.add_row("in float", f"the weights of {escape(named)}")
     table.add_row("activations", f"{len(activations)} grids at {_widths(activations)}")
     metrics = record.last_metrics
     table.add_row("time", f"{record.seconds:.0f} s, {record.steps:,} steps on {record.device}")
@@ -37,7 +41,8 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
         table.add_row("do(style)", _under_interventions(metrics))
     if record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
-        table.add_row("memory", _batches(used, chosen_recipe(record.options), record.options.memory_limit))
+        limit, has_generator = record.options.memory_limit, bool(record.causal_model)
+        table.add_row("memory", _batches(used, chosen_recipe(record.options), limit, has_generator))
     table.add_row(
         "written", f"{escape(str(folder))}: model.safetensors, float.safetensors, config.json, log.jsonl, samples.png"
     )
@@ -52,11 +57,14 @@ def _under_interventions(metrics: dict[str, float]) -> str:
     return text if overlap is None else f"{text}, Grad-CAM overlap {overlap:.2f}"
 
 
-def _batches(used: Recipe, full: Recipe, limit: int) -> str:
-    sizes = f"{used.generator_images} and {used.student_images}"
+def _batches(used: Recipe, full: Recipe, limit: int, has_generator: bool) -> str:
+    def synthesized(recipe: Recipe) -> int:
+        return recipe.generator_images if has_generator else recipe.pool_batch
+
+    sizes = f"{synthesized(used)} and {used.student_images}"
     if used == full:
         return f"full batches of {sizes} images fit into {limit / 2**30:.1f} GB"
-    usual = f"{full.generator_images} and {full.student_images}"
+    usual = f"{synthesized(full)} and {full.student_images}"
     return f"batches shrunk from {usual} to {sizes} images, to fit into {limit / 2**30:.1f} GB"
 
 

@@ -34,8 +34,22 @@ def test_the_page_counts_what_passes_and_says_what_does_not(tmp_path: Path) -> N
     assert "## torchvision: 1 of 2 pass" in page
     assert "| `resnet18` | 64 | 11.7 M | yes | 21 of 21 | 1.00000 | 1.0000 | 100 % | 11.8 | passes |" in page
     assert "aten.strange.default at a\\|b has no form in ONNX |" in page
+    assert "rows of 0.0000" not in page
     columns = {line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("| `")}
     assert columns == {11}
+
+
+def test_the_page_says_what_a_passing_cosine_of_zero_is(tmp_path: Path) -> None:
+    passing = Covered("torchvision:resnet18", 64, 11_689_512, True, 32, 21, 21, 1.0, 0.0, 1.0, 0.0, 11.8, 30.0)
+    results = {
+        "networks": [{**asdict(passing), "commit": "0123456789ab", "processor": "processor"}],
+        "machine": {"cores": 2, "processor": "processor"},
+        "versions": {"torch": "2.14"},
+    }
+    write_page(results, tmp_path / "coverage.md")
+    page = (tmp_path / "coverage.md").read_text()
+    assert "where logits that are the same count as 1, all\nzeros too" in page
+    assert "In rows of 0.0000 that pass, an image whose logits are all zero was counted as 0." in page
 
 
 class Tokens(nn.Module):

@@ -1,5 +1,6 @@
 """The three forms of labelled images, and what is said where a form is not kept."""
 
+import struct
 from pathlib import Path
 
 import numpy
@@ -90,6 +91,27 @@ def test_archives_of_another_form_are_refused(tmp_path: Path, arrays: dict[str, 
         open_labelled(tmp_path / "d.npz", RGB)
 
 
+def test_damaged_archives_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.npz"
+    numpy.savez_compressed(file, images=pixels(), labels=numpy.arange(3))
+    content = file.read_bytes()
+    first = 30 + sum(struct.unpack("<HH", content[26:30]))
+    for place, value in ((first, 0xFF), (content.index(b"PK\x01\x02") + 8, 1)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ value]) + content[place + 1 :])
+        with pytest.raises(DataError, match=r"d\.npz cannot be read as an \.npz: ."):
+            open_labelled(file, RGB)
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"d\.npz cannot be read as an \.npz: ."):
+        open_labelled(file, RGB)
+
+
+def test_single_array_under_the_name_of_an_archive_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "d.npz").open("wb") as file:
+        numpy.save(file, pixels())
+    with pytest.raises(DataError, match=r"d\.npz is a single array, no \.npz: .*numpy\.savez"):
+        open_labelled(tmp_path / "d.npz", RGB)
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -140,3 +162,44 @@ def test_table_in_another_encoding_is_told(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe.png,1\n")
     with pytest.raises(DataError, match="UTF-8"):
         open_labelled(tmp_path, RGB)
+
+
+def one_picture(folder: Path, name: str) -> Path:
+    (folder / "labels.csv").write_text(f"file,label\n{name},0\n")
+    return folder / name
+
+
+@pytest.mark.parametrize("preprocessing", [RGB, GRAY])
+@pytest.mark.parametrize("name", ["d.png", "d.tif", "d.pgm"])
+def test_gray_pictures_of_16_bits_keep_their_values(tmp_path: Path, name: str, preprocessing: Preprocessing) -> None:
+    gray = pixels(1, 1)
+    Image.fromarray(gray[0, :, :, 0].astype(numpy.uint16) * 257).save(one_picture(tmp_path, name))
+    image, _ = open_labelled(tmp_path, preprocessing)[0]
+    channels = preprocessing.input_shape[0]
+    torch.testing.assert_close(image, expected(gray.repeat(channels, 3), preprocessing)[0])
+
+
+def test_gray_pictures_of_16_bits_with_the_high_byte_first_keep_their_values(tmp_path: Path) -> None:
+    gray = pixels(1, 1)
+    values = (gray[0, :, :, 0].astype(numpy.uint16) * 257).astype(">u2")
+    Image.frombytes("I;16B", (6, 4), values.tobytes()).save(one_picture(tmp_path, "d.tif"))
+    torch.testing.assert_close(open_labelled(tmp_path, GRAY)[0][0], expected(gray, GRAY)[0])
+
+
+def test_gray_pictures_of_12_bits_have_their_white_at_4095(tmp_path: Path) -> None:
+    # Values of 0x555, a third of the largest.
+    values = b"\x55" * (4 * 6 * 12 // 8)
+    # Width, height, bits, no compression, zero is black, where the rows are, channels, rows, their bytes.
+    tags = {256: 6, 257: 4, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: len(values)}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<I", 8 + len(values)) + values + struct.pack("<H", len(tags)) + entries + bytes(4)
+    one_picture(tmp_path, "d.tif").write_bytes(content)
+    third = numpy.full((1, 4, 6, 1), 255 // 3, numpy.uint8)
+    torch.testing.assert_close(open_labelled(tmp_path, GRAY)[0][0], expected(third, GRAY)[0])
+
+
+@pytest.mark.parametrize(("kind", "words"), [(numpy.float32, "fractions"), (numpy.int32, "32-bit integers")])
+def test_pictures_whose_white_is_not_known_are_refused(tmp_path: Path, kind: type, words: str) -> None:
+    Image.fromarray(pixels(1, 1)[0, :, :, 0].astype(kind)).save(one_picture(tmp_path, "d.tif"))
+    with pytest.raises(DataError, match=rf"d\.tif holds {words}, .*: save it in 8 bits"):
+        open_labelled(tmp_path, RGB)[0]

@@ -351,6 +351,12 @@ def test_bench_prints_both_networks_in_every_runtime(finished: Path) -> None:
     assert "packed" in done.stdout
 
 
+def test_weights_in_float_are_neither_exported_nor_timed(tmp_path: Path) -> None:
+    assert quantize(tmp_path / "run", "--bits", "w32a8").returncode == 0
+    for name in ("export", "bench"):
+        assert_refused(run(name, tmp_path / "run"), "bits w32a8: the weights are in float", "w8 for example")
+
+
 def test_export_of_something_else_is_refused(tmp_path: Path) -> None:
     assert_refused(run("export", tmp_path), "holds no quantized network")
 

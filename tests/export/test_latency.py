@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from causal_dfq.errors import ConfigError
 from causal_dfq.export import latency
 from causal_dfq.export.latency import FLOAT, QUANTIZED, file_sizes, measure_latency, runtimes
 from causal_dfq.export.onnx_file import export_onnx, float_model
@@ -47,3 +48,11 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     assert sizes.fast == export_onnx(quantized, tmp_path / "fast.onnx").size
     assert sizes.packed == export_onnx(quantized, tmp_path / "packed.onnx", "packed").size
     assert sizes.float32 > 0
+
+
+def test_weights_in_float_are_refused_as_in_a_file() -> None:
+    quantized = finished_network(Residual(), "w32a8")
+    with pytest.raises(ConfigError, match="w32a8: the weights are in float"):
+        file_sizes(quantized)
+    with pytest.raises(ConfigError, match="w32a8: the weights are in float"):
+        measure_latency(quantized, threads=1, rounds=1, batches=(1,))

@@ -50,6 +50,12 @@ def test_what_could_not_be_saved_is_told_before_anything_is_trained(network: typ
         capture(trained(network()), SHAPE)
 
 
+def test_a_single_logit_is_refused_with_what_to_write_instead() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(CaptureError, match=r"a single logit.*torch\.cat"):
+        capture(network, SHAPE)
+
+
 class Wrapped(nn.Module):
     """Hands everything on."""
 

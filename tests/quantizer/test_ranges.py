@@ -8,6 +8,7 @@ from causal_dfq.quantizer.affine import fake_quantize, integer_range
 from causal_dfq.quantizer.ranges import (
     activation_range,
     affine_from_bounds,
+    affine_over_bounds,
     merge,
     observe,
     weight_min_max,
@@ -64,6 +65,24 @@ def test_bounds_hold_zero_exactly() -> None:
     assert zero_point == round(zero_point)
     assert (255 - zero_point) * scale == pytest.approx(2.13, abs=scale)
     assert (0 - zero_point) * scale == pytest.approx(-1.99, abs=scale)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-2.118, 2.64), (0.0, 255.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_a_grid_over_bounds_holds_both_ends_and_zero(low: float, high: float) -> None:
+    scale, zero_point = affine_over_bounds(low, high, 8)
+    assert zero_point == round(zero_point)
+    assert -zero_point * scale <= low + 1e-6
+    assert (255 - zero_point) * scale >= high - 1e-6
+    # One end is met.
+    assert min(low + zero_point * scale, (255 - zero_point) * scale - high) == pytest.approx(0, abs=1e-6)
+
+
+def test_every_byte_between_minus_one_and_one_has_a_code_of_its_own() -> None:
+    scale, zero_point = affine_over_bounds(-1.0, 1.0, 8)
+    codes = torch.round((torch.arange(256) / 127.5 - 1) / scale) + zero_point
+    assert len(codes.unique()) == 255  # zero lies between two bytes
+    assert float(codes.min()) >= 0
+    assert float(codes.max()) <= 255
 
 
 def test_sample_of_a_large_tensor_meets_every_column() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from causal_dfq.synthesis.imprint import shifted
 from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
 
 
@@ -22,6 +23,18 @@ def test_pixels_are_normalized(shape: tuple[int, int, int]) -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert float(images.mean()) == pytest.approx(0, abs=0.15)
     assert float(images.std()) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32), (2, 32, 1), (3, 2, 2), (1, 1, 1), (20, 1, 1)])
+def test_a_side_of_one_is_a_line(shape: tuple[int, int, int]) -> None:
+    random = torch.Generator().manual_seed(0)
+    scenes = draw_scenes(8, shape, random)
+    assert scenes.shape == (8, *shape)
+    assert bool(scenes.isfinite().all())
+    for _ in range(8):
+        moved = shifted(scenes, random)
+        assert moved.shape == scenes.shape
+        assert moved.unique().numel() <= scenes.unique().numel()
 
 
 def test_images_differ_from_each_other() -> None:

@@ -190,7 +190,7 @@ def test_grid_has_one_row_a_content_and_one_column_a_style() -> None:
         assert len(counts) == calls
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_grid_is_written_as_a_picture(tmp_path: Path, channels: int) -> None:
     draw_grid(torch.randn(3, 2, channels, 8, 8), torch.arange(3), None, None, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from causal_dfq.config import Protocol, make_options
 from causal_dfq.pipeline import prepare, resolve_device
@@ -116,10 +116,43 @@ def test_calibration_sets_every_grid_and_the_input_from_the_pixels() -> None:
     run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
     run.calibrate()
     quantizers = {n: m for n, m in run.quantized.named_modules() if isinstance(m, ActivationQuantizer)}
-    assert float(quantizers["activation_quantizers.images"].scale.detach()) == pytest.approx(4 / 255, rel=1e-5)
+    assert float(quantizers["activation_quantizers.images"].scale.detach()) == pytest.approx(2 / 127, rel=1e-5)
     assert not quantizers["activation_quantizers.relu"].zero_point.requires_grad
     assert quantizers["activation_quantizers.conv2d_1"].zero_point.requires_grad
     assert float(quantizers["activation_quantizers.conv2d_1"].zero_point.detach()) > 0
+
+
+class Reinjecting(nn.Module):
+    """Its second layer reads the image beside features that reach far beyond white."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(7, 8, 1), nn.Linear(8, 5)
+        nn.init.constant_(self.first.bias, 20.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.cat([images, self.first(images)], 1)
+        return self.fc(self.second(features).relu().mean((2, 3)))
+
+
+def test_features_beside_the_image_are_not_cut_to_black_and_white() -> None:
+    options = make_options(bits="w8a8", input_shape=(3, 8, 8))
+    prepared = prepare(Reinjecting(), options)
+    views = NetworkViews(prepared.captured, prepared.folded, prepared.quantized)
+    views.calibrate([torch.rand(4, 3, 8, 8)], BOUNDS)
+    grid = prepared.quantized.activation_quantizers.images
+    assert float((255 - grid.zero_point) * grid.scale) > 18
+
+
+@pytest.mark.parametrize(("start", "end"), [(-3.0, 0), (17.0, 15), (7.4, 7)])
+def test_a_zero_point_stays_among_the_codes(start: float, end: int) -> None:
+    quantizer = ActivationQuantizer(4)
+    quantizer.set_range(0.5, start)
+    quantizer.hold_zero_point()
+    values = torch.linspace(-9, 9, 50)
+    assert float(quantizer.freeze().zero_point) == end
+    assert torch.equal(quantizer(values), quantizer.freeze()(values))
+    assert float(quantizer.zero_point) != 0
 
 
 def test_weights_move_in_units_of_their_step_size() -> None:

@@ -88,6 +88,14 @@ def test_no_more_images_are_held_than_memory_allows() -> None:
     assert sum(fit.after for fit in fits) < sum(fit.before for fit in fits)
 
 
+def test_settings_within_a_limit_hold_what_a_walk_takes() -> None:
+    assert RoundingSettings.within(1e12) == RoundingSettings()
+    few = RoundingSettings.within(2**30)
+    assert 4 * few.largest_bytes + 6 * 8 * few.largest_fan_in**2 <= 2**30
+    assert few.largest_bytes > 2**26
+    assert few.largest_fan_in > 2000
+
+
 def test_it_is_a_phase_with_a_step_for_each_unit_after_which_rates_follow_the_step_sizes() -> None:
     run, _ = calibrated("w3a8")
     units = len(reconstruction_units(run.views.folded))

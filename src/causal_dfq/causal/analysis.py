@@ -13,7 +13,7 @@ def content_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """How often a network sees the content's class, whatever the style.
 
     mean over i, n of [argmax_k y_k^{do(s_i)}(C_n) = c_n], for logits (M, N, K) and classes c (N,). [ours], after
-    The claim of docs/method.md that content decides and style does not.
+    the claim of the causal graph that content decides and style does not.
     """
     return (logits.argmax(-1) == labels).float().mean()
 

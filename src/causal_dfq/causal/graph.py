@@ -83,7 +83,10 @@ class Content:
         share = 0.5 * torch.rand(count, generator=random)
         is_blended = torch.rand(count, generator=random) < probability
         share = torch.where(is_blended, share, 0.0).to(self.labels.device)
-        return Content(self.labels, self.variation, self.labels[others], share)
+        second_labels = self.labels[others]
+        # Half way from a class to itself there is that class, not a blend.
+        share = torch.where(second_labels == self.labels, 0.0, share)
+        return Content(self.labels, self.variation, second_labels, share)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as transforms
 
 from causal_dfq.errors import DataError
+
+# Where Pillow opens 16 bits in its mode of 32-bit integers, scaled to all of the 16.
+_FORMATS_OF_SIXTEEN_BITS = ("PNG", "PPM")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def normalize(self, image: Image.Image) -> Tensor:
-        """A picture of any size -> float32 (C, H, W); the shorter side is fitted, the rest cropped.
+        """A picture of 8 bits a channel, any size -> float32 (C, H, W); the shorter side is fitted, the rest cropped.
 
         Raises:
             DataError: the network wants neither 1 nor 3 channels.
@@ -51,7 +56,8 @@ class Preprocessing:
 class LabelledImages(Dataset[tuple[Tensor, int]]):
     """Pictures and labels; item i is a normalized image (C, H, W) and its label.
 
-    `class_folders`: how many folders the labels were counted from, where they were.
+    `input_shape`: of an image, (C, H, W). `class_folders`: how many folders the labels were counted from, where they
+    were.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         class_folders: int | None = None,
     ) -> None:
         self.source = source
+        self.input_shape = preprocessing.input_shape
         self.class_folders = class_folders
         self.labels = labels
         self._picture = picture
@@ -94,14 +101,19 @@ def open_labelled(path: Path, preprocessing: Preprocessing) -> LabelledImages:
 
 def _open_archive(path: Path, preprocessing: Preprocessing) -> LabelledImages:
     try:
-        with numpy.load(path, allow_pickle=False) as archive:
+        archive = numpy.load(path, allow_pickle=False)
+        # What numpy.save writes is read under any name.
+        if not isinstance(archive, numpy.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array, no .npz: write `images` and `labels` with numpy.savez")
+        with archive:
             missing = [name for name in ("images", "labels") if name not in archive]
             if missing:
                 found = ", ".join(archive.files)
                 raise DataError(f"{path} has no array {missing[0]!r}, only: {found}")
             images, labels = archive["images"], archive["labels"]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an .npz: {error}") from error
+    # A RuntimeError is of an archive that is encrypted, or compressed in a way that Python does not know.
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as an .npz: {str(error) or 'it ends too early'}") from error
     if images.dtype != numpy.uint8 or images.ndim not in (3, 4):
         raise DataError(f"{path}: `images` must be uint8 (N, H, W, C), but it is {images.dtype} {images.shape}")
     if images.ndim == 4 and images.shape[3] not in (1, 3):
@@ -170,6 +182,26 @@ def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{path} cannot be read as a picture: {error}") from error
+    return _in_eight_bits(image, path)
+
+
+def _in_eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """A gray picture of more than 8 bits with its white at 255; any other as it is.
+
+    Pillow's own conversion takes everything above 255 for white.
+
+    Raises:
+        DataError: the file does not tell which value is white.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    if image.mode == "F" or (image.mode == "I" and image.format not in _FORMATS_OF_SIXTEEN_BITS):
+        raise DataError(
+            f"{path} holds {'fractions' if image.mode == 'F' else '32-bit integers'}, and nothing tells which value is "
+            "white: save it in 8 bits, or as a PNG of 16 bits"
+        )
+    # Some cameras write 12 bits.
+    bits = image.tag_v2[BITSPERSAMPLE][0] if isinstance(image, TiffImageFile) else 16
+    return Image.fromarray(numpy.rint(numpy.asarray(image) * (255 / (2**bits - 1))).astype(numpy.uint8))

@@ -51,7 +51,12 @@ class FileSizes:
 
 
 def file_sizes(quantized: QuantizedNetwork) -> FileSizes:
-    """What the files would take on a disk; none is written."""
+    """What the files would take on a disk; none is written.
+
+    Raises:
+        ConfigError: weights in float.
+        ExportError: an operation has no form in ONNX.
+    """
     return FileSizes(
         float_model(quantized).ByteSize(),
         _integer_model(quantized, ExportOptions()).ByteSize(),
@@ -62,7 +67,12 @@ def file_sizes(quantized: QuantizedNetwork) -> FileSizes:
 def measure_latency(
     quantized: QuantizedNetwork, threads: int, rounds: int, batches: tuple[int, ...] = (1, 8)
 ) -> Measured:
-    """The latency of both networks in every runtime, in turn, so that a slow moment meets all."""
+    """The latency of both networks in every runtime, in turn, so that a slow moment meets all.
+
+    Raises:
+        ConfigError: weights in float.
+        ExportError: an operation has no form in ONNX.
+    """
     models = {FLOAT: float_model(quantized), QUANTIZED: _integer_model(quantized, ExportOptions())}
     runners: dict[tuple[str, str], Callable[[Tensor], Any]] = {}
     refused: dict[str, str] = {}

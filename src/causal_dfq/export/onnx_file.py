@@ -26,6 +26,12 @@ from causal_dfq.export.variants import with_reduced_weights, with_symmetric_acti
 from causal_dfq.export.verify import Parity, synthetic_images, verify
 from causal_dfq.files import check_target, write_atomically
 from causal_dfq.network.error_text import first_line
+from causal_dfq.network.operations import (
+    TRANSPOSED_CONVOLUTION_NAMES,
+    module_path,
+    operation_name,
+    unrounded_layers,
+)
 from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.version import __version__
 
@@ -85,11 +91,6 @@ def export_onnx(
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"{problem['loc'][0]} {problem['input']!r} is not possible: {problem['msg']}") from error
-    if quantized.record.options.widths.weight == FLOAT_BITS:
-        raise ConfigError(
-            f"bits {quantized.record.options.bits}: the weights are in float, and ONNX Runtime would round them to 8 "
-            "bits by itself; quantize them too, with w8 for example"
-        )
     path = Path(path)
     check_target(path, force)
     graph = export_graph(quantized, options)
@@ -118,9 +119,21 @@ def export_graph(quantized: QuantizedNetwork, options: ExportOptions) -> fx.Grap
     """The integer graph that a file holds: images (N, C, H, W) -> logits (N, K) in torch.
 
     Raises:
-        ConfigError: the profile rules out the network's protocol.
+        ConfigError: weights in float, or a profile that the network's protocol rules out.
+        ExportError: a layer has no integer form.
     """
+    if quantized.record.options.widths.weight == FLOAT_BITS:
+        raise ConfigError(
+            f"bits {quantized.record.options.bits}: the weights are in float, and ONNX Runtime would round them to 8 "
+            "bits by itself; quantize them too, with w8 for example"
+        )
     simulated = quantized.graph_module
+    for node in unrounded_layers(simulated.graph):
+        if operation_name(node) in TRANSPOSED_CONVOLUTION_NAMES:
+            raise ExportError(
+                f"{operation_name(node)} at {module_path(node)} has its weights in float, and ONNX Runtime would round "
+                "them by itself; put an upsampling and a convolution in its place, then quantize again"
+            )
     if options.reduce_range:
         simulated = with_reduced_weights(simulated)
     if options.profile == "default":

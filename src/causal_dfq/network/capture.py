@@ -124,6 +124,11 @@ def _logits(network: nn.Module, example: Tensor) -> Tensor:
             f"the network must give logits of shape (N, classes), but on {len(example)} images of shape {shape} "
             f"it gives {found}; wrap it in a module that returns the logits alone"
         )
+    if logits.shape[1] == 1:
+        raise CaptureError(
+            "the network gives a single logit, of which nothing can be distilled; wrap it in a module that returns "
+            "one for each of both classes: torch.cat([torch.zeros_like(y), y], 1)"
+        )
     return logits.clone()
 
 

@@ -12,7 +12,13 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding})
+VOLUME_CONVOLUTIONS = frozenset({aten.conv3d.default, aten.conv3d.padding})
+CONVOLUTIONS = VOLUME_CONVOLUTIONS | {
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+}
 LINEAR = aten.linear.default
 WEIGHT_LAYERS = CONVOLUTIONS | {LINEAR}
 # What torch's decompositions leave of them.
@@ -63,6 +69,9 @@ VALUE_PRESERVING_NAMES = frozenset(
         *("pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
     }
 )
+TRANSPOSED_CONVOLUTION_NAMES = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_PRODUCT_NAMES = frozenset({"matmul", "mm", "bmm", "mv"})
+
 # Largest and smallest values, beside their places.
 _SELECTIONS = frozenset(
     {aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.max_pool2d_with_indices.default}
@@ -178,6 +187,23 @@ def has_running_statistics(node: fx.Node) -> bool:
 def weight_layer_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The convolutions and linear layers, in order."""
     return [node for node in graph.nodes if is_weight_layer(node)]
+
+
+def unrounded_layers(graph: fx.Graph) -> list[fx.Node]:
+    """What multiplies by weights but is none of the layers whose weights are rounded, in order."""
+    return [node for node in graph.nodes if node.op == "call_function" and _multiplies_by_parameter(node)]
+
+
+def _multiplies_by_parameter(node: fx.Node) -> bool:
+    if operation_name(node) in TRANSPOSED_CONVOLUTION_NAMES:
+        return True
+    return operation_name(node) in _PRODUCT_NAMES and any(map(_is_parameter, node.args))
+
+
+def _is_parameter(value: object) -> bool:
+    while isinstance(value, fx.Node) and is_value_preserving(value):
+        value = value.args[0]
+    return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
 def class_count(module: fx.GraphModule) -> int:

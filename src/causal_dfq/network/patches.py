@@ -24,23 +24,20 @@ def group_count(layer: fx.Node) -> int:
 
 
 def place_count(layer: fx.Node) -> int:
-    """How many places of an image a layer computes its output at: 1 of a linear layer on (N, C)."""
-    shape = layer.meta["val"].shape
-    return math.prod(shape[1:-1] if layer.target == LINEAR else shape[2:])
+    """How many places of an image a convolution computes its output at."""
+    return math.prod(layer.meta["val"].shape[2:])
 
 
 def patches_at(values: Tensor, layer: fx.Node, kernel_size: Sequence[int], places: Tensor) -> Tensor:
-    """The inputs of a layer's output at some places: (G, N * P, D), each row in the order of a weight's row.
+    """The inputs of a convolution's output at some places: (G, N * P, D), each row in the order of a weight's row.
 
     The layer's output there is the product with the weight of each group, (O / G, D), plus the bias.
 
     Args:
-        values: what the layer reads, (N, C, ...), or (N, ..., C) of a linear layer.
-        kernel_size: of the layer's weight, without its channels; empty of a linear layer.
+        values: what the layer reads, (N, C, ...).
+        kernel_size: of the layer's weight, without its channels.
         places: flat numbers (P,) of places of the output, below `place_count`.
     """
-    if layer.target == LINEAR:
-        return values.reshape(len(values), -1, values.shape[-1])[:, places].flatten(0, 1)[None]
     dimensions = len(kernel_size)
     stride, dilation = (_spread(layer, index, dimensions) for index in (3, 5))
     before, after = _padding(layer, kernel_size, dilation)

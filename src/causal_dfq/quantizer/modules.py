@@ -24,6 +24,9 @@ from causal_dfq.quantizer.ranges import (
     weight_scale,
 )
 
+# A little less than a half, which would round to the code beyond.
+_HALF = 0.49
+
 
 class ActivationQuantizer(nn.Module):
     """Static, per tensor, unsigned with a zero point; the step size is learned through its logarithm.
@@ -52,6 +55,13 @@ class ActivationQuantizer(nn.Module):
     def calibrate(self, observed: ObservedValues) -> None:
         """Sets the grid of least squared error on observed values."""
         self.set_range(*activation_range(observed, self.bits))
+
+    @torch.no_grad()
+    def hold_zero_point(self) -> None:
+        """After a step of training: a zero point is held to values that round to a code."""
+        lowest, highest = integer_range(self.bits, is_signed=False)
+        # Not to the ends themselves: at the lowest one it would count as fixed.
+        self.zero_point.clamp_(lowest - _HALF, highest + _HALF)
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape -> the same, on the grid."""

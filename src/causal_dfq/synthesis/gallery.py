@@ -52,7 +52,8 @@ def draw_grid(
     # Half an inch for the titles, however many rows there are.
     figure.subplots_adjust(top=1 - 0.5 / height)
     axes_grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-    is_gray = pixels.shape[-1] == 1
+    # Two channels are no colour: the first is shown.
+    is_gray = pixels.shape[-1] < 3
     for row in range(rows):
         for column in range(columns):
             axes = axes_grid[row, column]

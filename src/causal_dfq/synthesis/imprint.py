@@ -111,5 +111,5 @@ def shifted(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _shift(side: int, random: torch.Generator) -> int:
-    most = max(1, round(_SHIFT * side))
+    most = max(1, round(_SHIFT * side)) if side > 1 else 0
     return int(torch.randint(-most, most + 1, (1,), generator=random))

@@ -133,14 +133,17 @@ def _clouds(size: tuple[int, int, int, int], slope: Tensor, random: torch.Genera
     noise = _BRIGHTNESS * brightness + _HUE * hue
     filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**slope, s=(height, width))
     filtered -= filtered.mean((2, 3), keepdim=True)
-    filtered /= filtered.std((1, 2, 3), keepdim=True)
+    # A picture of one pixel has no clouds.
+    deviation = filtered.std((1, 2, 3), correction=min(1, filtered[0].numel() - 1), keepdim=True)
+    filtered /= deviation.clamp_min(torch.finfo(filtered.dtype).tiny)
     return filtered
 
 
 def _soften(scenes: Tensor) -> Tensor:
-    """A 3x3 binomial blur; the border is reflected."""
+    """A 3x3 binomial blur; the border is reflected, and repeated where there is nothing behind it."""
     channels = scenes.shape[1]
     row = torch.tensor([0.25, 0.5, 0.25])
     kernel = (row[:, None] * row).expand(channels, 1, 3, 3).contiguous()
-    padded = functional.pad(scenes, (1, 1, 1, 1), mode="reflect")
+    has_neighbours = min(scenes.shape[2:]) > 1
+    padded = functional.pad(scenes, (1, 1, 1, 1), mode="reflect" if has_neighbours else "replicate")
     return torch.conv2d(padded, kernel, groups=channels)

@@ -10,7 +10,7 @@
 
 [paper] the method approaches an equilibrium of causality-driven intervened distributions; [ours] this
 schedule. Near the equilibrium Q's style sensitivity has come down to P's and the interventional
-discrepancy is flat: both are measured in every student step.
+discrepancy is flat: both are measured in every student step, where a generator makes interventions.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Equilibrium:
         self.image_shape, self.pixel_bounds = image_shape, pixel_bounds
         self._unit_count = len(reconstruction_units(views.folded))
         self._walk: UnitWalk | None = None
+        self.rounding = RoundingSettings()
         # Fused, each group is one pass; autograd lays a gradient out as its parameter, which that takes for granted.
         self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe), fused=True)
 
@@ -197,7 +198,7 @@ class Equilibrium:
         images = self.images_apart(self._batches_of(self.budget.rounding_images))
         if self.synthesis.imprints is not None:
             images = torch.cat([images, self.synthesis.imprints.images.float()])
-        return layer_rounding(self.views, images, RoundingSettings(), self.seed)
+        return layer_rounding(self.views, images, self.rounding, self.seed)
 
     def _reconstruction(self) -> UnitWalk:
         images = self.images_apart(self._batches_of(self.recipe.reconstruction_images))
@@ -281,9 +282,11 @@ class Equilibrium:
 
     def restore_trainable_zero_points(self) -> None:
         """After loading a state: a zero point at the lowest code is fixed there, all others are learned."""
-        for module in self.quantized.modules():
-            if isinstance(module, ActivationQuantizer):
-                module.zero_point.requires_grad_(bool(module.zero_point != 0))
+        for quantizer in self._activation_quantizers():
+            quantizer.zero_point.requires_grad_(bool(quantizer.zero_point != 0))
+
+    def _activation_quantizers(self) -> list[ActivationQuantizer]:
+        return [module for module in self.quantized.modules() if isinstance(module, ActivationQuantizer)]
 
     def _train_student(self, rate: float) -> Metrics:
         _set_student_rates(self.student_optimizer, rate)
@@ -301,6 +304,8 @@ class Equilibrium:
         self.student_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.student_optimizer.step()
+        for quantizer in self._activation_quantizers():
+            quantizer.hold_zero_point()
         return _as_numbers(metrics)
 
     def student_loss(self, batch: StudentBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -334,7 +339,6 @@ def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dic
             continue
         unit = float(quantizer.scale.detach().mean())
         yield {"params": [weight], "base_lr": recipe.weight_lr * unit}
-        # A bias has the size of the output: its unit is a weight step over the layer's fan-in.
         yield {"params": [bias], "base_lr": recipe.bias_lr * unit}
 
 

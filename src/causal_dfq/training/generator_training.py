@@ -35,6 +35,8 @@ from causal_dfq.training.imprinting import Imprinting
 from causal_dfq.training.student_loss import UNLABELLED, StudentImages
 from causal_dfq.training.views import NetworkViews
 
+_FEWEST_INTERVENED = 2
+
 
 class GeneratorTraining:
     """A generator, its optimizer and the causal model that it is the image's mechanism in.
@@ -161,6 +163,9 @@ class GeneratorTraining:
         """
         share = 0.0 if self.imprints is None else recipe.imprinted
         imprinted, imprinted_hidden = (round(share * n) for n in (recipe.student_contents, recipe.hidden_contents))
+        if imprinted:
+            # The contrastive discrepancy sets a content apart from another one.
+            imprinted = min(imprinted, max(0, recipe.student_contents - _FEWEST_INTERVENED))
         shown_contents = recipe.student_contents - imprinted
         hidden_contents = recipe.hidden_contents - imprinted_hidden
         parts: list[Tensor] = []

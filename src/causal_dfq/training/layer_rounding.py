@@ -6,7 +6,8 @@ Each layer is fitted to what P's makes of the same images, on what the layers be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +23,11 @@ from causal_dfq.quantizer.second_order import Moments, joined, least_squares_wei
 from causal_dfq.training.unit_walk import CHUNK, UnitData, UnitWalk, reconstruction_units
 from causal_dfq.training.views import NetworkViews
 
+# Between two units: what P and Q make, before and behind the unit.
+_TENSORS = 4
+# Of a layer's fan-in squared: three moments, and what is solved with them.
+_MATRICES = 6
+
 
 @dataclass(frozen=True)
 class RoundingSettings:
@@ -32,7 +38,7 @@ class RoundingSettings:
         pull: how much a weight of 4 bits is held to P's, in units of the mean over its inputs of their sums of squares.
         damping: of the second moments, in the same units.
         largest_bytes: what a tensor between two units may take over all images; where it would take more, fewer images,
-            drawn at random, are looked at. A walk holds four such tensors at a time.
+            drawn at random, are looked at.
         largest_fan_in: inputs of an output channel beyond which second moments would not fit into memory; such a layer
             stays on the grids of its weight.
     """
@@ -42,6 +48,17 @@ class RoundingSettings:
     damping: float = 0.01
     largest_fan_in: int = 8192
     largest_bytes: int = 2 * 2**30
+
+    @classmethod
+    def within(cls, free: float) -> RoundingSettings:
+        """Settings whose walk takes no more than so many bytes: fewer images, and no layer of too many inputs."""
+        usual = cls()
+        of_moments = math.isqrt(int(free / 2 / (_MATRICES * torch.float64.itemsize)))
+        return replace(
+            usual,
+            largest_bytes=min(usual.largest_bytes, int(free / 2 / _TENSORS)),
+            largest_fan_in=min(usual.largest_fan_in, of_moments),
+        )
 
     def pull_of(self, bits: int) -> float:
         """Twice as much for every two bits more: the finer the grids, the less has a layer to make up for [ours]."""

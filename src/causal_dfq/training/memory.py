@@ -95,7 +95,7 @@ def step_memory(run: Equilibrium) -> StepMemory:
         peaks.append(
             (
                 _peak(run, lambda: synthesis.loss(run.recipe, run.random)),
-                _peak(run, lambda: run.student_loss(run.student_batch())),
+                _student_peak(run),
             )
         )
     run.recipe = usual
@@ -126,8 +126,19 @@ def _peak(run: Equilibrium, loss: Callable[[], tuple[Tensor, object]]) -> int:
     return tensors.peak
 
 
+def _student_peak(run: Equilibrium) -> int:
+    """The same of a step of Q; where none trains it, it is calibrated on what P makes of a batch."""
+    if run.budget.trains_student:
+        return _peak(run, lambda: run.student_loss(run.student_batch()))
+    tensors = LiveTensors()
+    with tensors:
+        batch = run.student_batch()
+        del batch
+    return tensors.peak
+
+
 def fit_recipe(recipe: Recipe, memory: StepMemory, limit: int) -> Recipe:
-    """The recipe with batches no larger than `limit` bytes allow; the mix of a batch stays as it is.
+    """The recipe with batches no larger than `limit` bytes allow; the mix of a batch stays as near as it can.
 
     Raises:
         ConfigError: even the smallest batch does not fit.

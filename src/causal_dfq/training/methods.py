@@ -29,7 +29,8 @@ class Components:
         return self.budgets
 
 
-# One noise a content, no blends and no scenes: images of single classes alone.
+# No blends, no scenes and nothing asked of noise: images of single classes alone. Each content comes under two styles,
+# which cost a student step nothing: its batch is as large as the causal one's.
 _PLAIN_GENERATOR = replace(
     CAUSAL_RECIPE,
     blended=0.0,

@@ -1,6 +1,6 @@
 """Q unit by unit: each one fitted to P's on what the units before it hand on, the rounding of its weights learned.
 
-Images come from the warmed-up generator, once for all units. Source: Nagel et al., "AdaRound" (ICML 2020), Li et al.,
+Images are drawn once for all units. Source: Nagel et al., "AdaRound" (ICML 2020), Li et al.,
 "BRECQ" (ICLR 2021) and Wei et al., "QDrop" (ICLR 2022); step sizes of weights learned beside the rounding after
 GENIE (Jeon et al., CVPR 2023); schedules and units from the graph [ours].
 """

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from causal_dfq.fusion import with_gradient_in_channels_last
 from causal_dfq.network.operations import (
     CONVOLUTIONS,
+    VOLUME_CONVOLUTIONS,
     aten,
     attribute,
     class_count,
@@ -76,7 +78,7 @@ class NetworkViews:
         self._quantized = _for_training(with_feature_errors(quantized, features, of_quantized))
         self._quantized_alone = _for_training(with_outputs(quantized, []))
         self._device = torch.device("cpu")
-        self._uses_bfloat16 = has_bfloat16_arithmetic()
+        self._uses_bfloat16 = has_bfloat16_arithmetic(self._device)
 
     def to(self, device: torch.device) -> NetworkViews:
         """Moves the networks; returns itself."""
@@ -92,7 +94,7 @@ class NetworkViews:
             self._quantized_alone,
         ):
             view.to(device)
-        self._uses_bfloat16 = device.type == "cuda" or has_bfloat16_arithmetic()
+        self._uses_bfloat16 = has_bfloat16_arithmetic(device)
         return self
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -226,8 +228,10 @@ def embedding(features: Tensor) -> Tensor:
     return features.flatten(2).mean(2) if features.ndim > 2 else features
 
 
-def has_bfloat16_arithmetic() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere autocast would slow it down."""
+def has_bfloat16_arithmetic(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; elsewhere autocast would slow it down."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -242,7 +246,8 @@ def _volume_convolution(features: Tensor, weight: Tensor, bias: Tensor | None = 
     """In float32: on a CPU torch's gradient of the weight is not finite in bfloat16."""
     with torch.autocast(features.device.type, enabled=False):
         bias = None if bias is None else bias.float()
-        result: Tensor = aten.conv3d.default(features.float(), weight.float(), bias, *options)
+        # Whether the padding is a number or a word, torch sees.
+        result: Tensor = functional.conv3d(features.float(), weight.float(), bias, *options)
     return result
 
 
@@ -257,7 +262,7 @@ def _for_training(view: fx.GraphModule) -> fx.GraphModule:
                 same = view.graph.call_function(with_gradient_in_channels_last, (node,))
             for user in readers:
                 user.replace_input_with(node, same)
-        if node.target == aten.conv3d.default:
+        if node.target in VOLUME_CONVOLUTIONS:
             node.target = _volume_convolution
         elif node.target == aten.conv2d.default and len(node.args) > 6:
             groups, weight = node.args[6], node.args[1]
