@@ -19,11 +19,13 @@ from causal_dfq.errors import CausalDFQError, ConfigError
 from causal_dfq.export.onnx_file import Profile, Storage, export_onnx
 from causal_dfq.pipeline import resolve_device
 from causal_dfq.progress import StepProgress, progress_bar
-from causal_dfq.summary import summary_table
+from causal_dfq.summary import summary_table, table_of_facts
 from causal_dfq.version import __version__
 
 FileFormat = Literal["onnx", "pt2"]
 USER_ERROR, INTERRUPTED = 2, 130
+# Characters, more than a row of any table has: files and pipes have no edge.
+_NO_EDGE = 10_000
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -47,6 +49,12 @@ def run() -> None:
     except KeyboardInterrupt:
         messages.print("interrupted")
         raise SystemExit(INTERRUPTED) from None
+
+
+def print_table(table: Table) -> None:
+    """Prints to standard output: fitted into a terminal, into a file or a pipe with every row as wide as it is."""
+    console = output if output.is_terminal else Console(highlight=False, width=_NO_EDGE)
+    console.print(table)
 
 
 def _version(is_asked: bool) -> None:
@@ -163,7 +171,7 @@ def quantize(
     except Interrupted as interruption:
         messages.print(f"{interruption}; go on with the same command and --resume")
         raise typer.Exit(INTERRUPTED) from None
-    output.print(summary_table(quantized, out))
+    print_table(summary_table(quantized, out))
 
 
 @app.command()
@@ -205,7 +213,7 @@ def evaluate(
             on_batch=lambda done, total: bar.update(task, completed=done, total=total),
         )
     name = quantized.record.reference or "network"
-    output.print(render_table(evaluation, f"{name}  {options.bits}  {options.protocol}  {options.effort}"))
+    print_table(render_table(evaluation, f"{name}  {options.bits}  {options.protocol}  {options.effort}"))
     if json_file is not None:
         entry = {
             "network": name,
@@ -247,7 +255,7 @@ def export(
     parity, fusion = exported.parity, exported.fusion
     differing = sum(layer.share > 0 for layer in parity.layers)
     worst = max((layer.steps for layer in parity.layers), default=0.0)
-    table = Table(show_header=False, box=None)
+    table = table_of_facts()
     table.add_row(
         "written",
         f"{escape(str(exported.path))}: {exported.size / 1e6:.2f} MB, opset {exported.opset}, {storage} storage",
@@ -258,7 +266,7 @@ def export(
         f"{len(parity.layers)} tensors {differing} differ, by {worst:.0f} steps at most",
     )
     table.add_row("integers", f"{fusion.fused} of {fusion.total} convolutions and matrix products in ONNX Runtime")
-    output.print(table)
+    print_table(table)
 
 
 @app.command()
@@ -274,7 +282,7 @@ def inspect(
     if json_file is not None:
         check_target(json_file, force=True)
     reports = inspect_layers(load(folder))
-    output.print(layer_table(reports))
+    print_table(layer_table(reports))
     output.print("KL: of the float network's answers to those with this layer's weights alone rounded")
     if json_file is not None:
         write_text(json_file, json.dumps([asdict(report) for report in reports], indent=2) + "\n")
@@ -296,12 +304,12 @@ def bench(
         measured = measure_latency(quantized, threads, rounds)
     table = Table(title=f"{quantized.record.options.bits}, {threads} threads, median of {rounds}")
     for column in ("runtime", "batch", f"{FLOAT}, ms", f"{QUANTIZED}, ms", "times faster"):
-        table.add_column(column, justify="left" if column == "runtime" else "right")
+        table.add_column(column, justify="left" if column == "runtime" else "right", overflow="fold")
     by_case = {(each.runtime, each.batch, each.network): each.milliseconds for each in measured.latencies}
     for runtime, batch in dict.fromkeys((each.runtime, each.batch) for each in measured.latencies):
         before, after = by_case[runtime, batch, FLOAT], by_case[runtime, batch, QUANTIZED]
         table.add_row(runtime, str(batch), f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}")
-    output.print(table)
+    print_table(table)
     for runtime, reason in measured.refused.items():
         messages.print(f"{runtime} does not run it: {escape(reason)}")
     for name, size in (("float32", sizes.float32), ("fast", sizes.fast), ("packed", sizes.packed)):
@@ -315,10 +323,10 @@ def models() -> None:
 
     table = Table(title="bundled networks")
     for column in ("name", "input", "classes", "top-1 in %, float32"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name in BUNDLED:
         card = read_card(name)
         accuracy = "; ".join(f"{value:.2f} ({data})" for data, value in card.top1.items())
         table.add_row(name, "x".join(map(str, card.input_shape)), str(card.classes), accuracy)
-    output.print(table)
+    print_table(table)
     output.print("Also: torchvision:NAME, timm:NAME, package.module:factory, FILE.pt2 (see quantize --help).")

@@ -83,8 +83,12 @@ def layer_table(reports: list[LayerReport]) -> Table:
     """What a person reads."""
     title = f"{sum(report.size for report in reports):,} bytes of weights, the most sensitive first"
     table = Table(title=title, box=None, header_style="bold")
+    # Where the space is short, names and then ranges take several lines; a number alone is never cut.
     for column in ("layer", "bits", "bytes", "KL", "weights", "input (bits)"):
-        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+        is_one_number = column in ("bits", "bytes", "KL")
+        table.add_column(
+            column, justify="left" if column == "layer" else "right", no_wrap=is_one_number, overflow="fold"
+        )
     for report in reports:
         table.add_row(
             escape(report.name),

@@ -17,13 +17,21 @@ _IMPRINTED = "scenes imprinted by BatchNorm's statistics and the logits: at this
 _IMPRINTED_BY_LOGITS = "scenes imprinted by the logits alone: the network has no BatchNorm"
 
 
+def table_of_facts() -> Table:
+    """An empty table for names and what is told of each; a path longer than the terminal is wide is not cut."""
+    table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
+
+
 def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     """Bits, time, agreement, the causal analysis and the files of a finished run in a folder."""
     record = quantized.record
     tensors = quantized.quantized_tensors()
     weights = [tensor.bits for tensor in tensors if tensor.kind == "weight"]
     activations = [tensor.bits for tensor in tensors if tensor.kind == "activation"]
-    table = Table(show_header=False, box=None)
+    table = table_of_facts()
     table.add_row("bits", f"{record.options.bits}, protocol {record.options.protocol}, effort {record.options.effort}")
     table.add_row("weights", f"{len(weights)} layers at {_widths(weights)}")
     if in_float := unrounded_layers(quantized.graph_module.graph):

@@ -1,5 +1,6 @@
 """The three forms of labelled images, and what is said where a form is not kept."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -143,6 +144,29 @@ def test_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
     (tmp_path / "labels.csv").write_text("file,label\nbad.png,0\n")
     with pytest.raises(DataError, match=r"bad\.png cannot be read"):
+        open_labelled(tmp_path, RGB)[0]
+
+
+def test_picture_that_fails_while_it_is_decoded_is_named(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.fromarray(pixels()[0]).save(content, "PNG")
+    head, pixel_data = content.getvalue().split(b"IDAT")
+    damaged = {
+        # A SyntaxError: half of the pixels, and then a chunk without a name.
+        "chunk.png": head[:-4] + struct.pack(">I", 9) + b"IDAT" + pixel_data[:9] + bytes(12),
+        # A ValueError: the first chunk has no content.
+        "header.png": head[:8] + bytes(4) + b"IHDR" + bytes(4),
+    }
+    for name, bad in damaged.items():
+        one_picture(tmp_path, name).write_bytes(bad)
+        with pytest.raises(DataError, match=rf"{name} cannot be read as a picture: \w"):
+            open_labelled(tmp_path, RGB)[0]
+
+
+def test_picture_too_large_for_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(pixels()[0]).save(one_picture(tmp_path, "large.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(DataError, match=r"large\.png cannot be read as a picture: Image size \(24 pixels\) exceeds"):
         open_labelled(tmp_path, RGB)[0]
 
 

@@ -47,6 +47,56 @@ def test_number_of_classes_is_that_of_the_file(tmp_path: Path) -> None:
     assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
 
+@pytest.mark.parametrize("has_heads", [True, False])
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_network_that_normalizes_anew_does_so_with_a_file_with_and_without_auxiliary_heads(
+    tmp_path: Path, name: str, has_heads: bool
+) -> None:
+    from torchvision.models import get_model
+
+    saved = get_model(name, weights=None, init_weights=False, aux_logits=has_heads, num_classes=7)
+    save_file(saved.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_network(f"torchvision:{name}", tmp_path / "w.safetensors")
+    # Mean and deviation are those of the hub's weights, so the rest of their preprocessing must be as well.
+    assert loaded.mean == (0.485, 0.456, 0.406)
+    assert loaded.network.transform_input
+    assert set(loaded.network.state_dict()) == set(saved.state_dict())
+    assert torch.equal(loaded.network.fc.weight, saved.fc.weight)
+
+
+@pytest.fixture
+def small_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision's vision transformers with one layer of four channels."""
+    from torchvision.models import vision_transformer
+
+    def small(patch_size: int, image_size: int = 224, num_classes: int = 1000, **others: object) -> nn.Module:
+        return vision_transformer.VisionTransformer(image_size, patch_size, 1, 1, 4, 4, num_classes=num_classes)
+
+    monkeypatch.setattr(vision_transformer, "_vision_transformer", small)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("vit_h_14", 518), ("vit_h_14", 224), ("vit_l_16", 224), ("vit_l_16", 512), ("vit_b_16", 384)]
+)
+@pytest.mark.usefixtures("small_transformers")
+def test_image_size_of_a_transformer_is_that_of_the_file(tmp_path: Path, name: str, size: int) -> None:
+    from torchvision.models import get_model
+
+    save_file(get_model(name, image_size=size, num_classes=7).state_dict(), tmp_path / "w.safetensors")
+    loaded = load_network(f"torchvision:{name}", tmp_path / "w.safetensors")
+    assert loaded.input_shape == (3, size, size)
+    assert loaded.network(torch.zeros(1, 3, size, size)).shape == (1, 7)
+
+
+@pytest.mark.usefixtures("small_transformers")
+def test_transformer_of_another_patch_size_does_not_fit(tmp_path: Path) -> None:
+    from torchvision.models import get_model
+
+    save_file(get_model("vit_h_14", image_size=518).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"'conv_proj\.weight' is 4x3x14x14 in the file, 4x3x16x16 in the network"):
+        load_network("torchvision:vit_b_16", tmp_path / "w.safetensors")
+
+
 def test_timm_network_comes_with_its_preprocessing(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     save_file(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "w.safetensors")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -182,8 +182,9 @@ def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}") from error
+    # Pillow's decoders have errors of many kinds for a damaged picture, and one of its own for a very large one.
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a picture: {str(error) or type(error).__name__}") from error
     return _in_eight_bits(image, path)
 
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from causal_dfq.errors import CaptureError
-from causal_dfq.network.constants import drop_neutral_operations, fold_constants
+from causal_dfq.network.constants import drop_neutral_operations, fold_constants, make_beside_images
 from causal_dfq.network.error_text import failing_line, first_line
 from causal_dfq.network.in_place import functional_overload, writes_through_views
 from causal_dfq.network.operations import aten, attribute, has_running_statistics, module_path
@@ -23,7 +23,11 @@ from causal_dfq.network.weights import check_finite
 
 EXAMPLE_BATCH = 2
 _DROPOUT = frozenset(
-    {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default}
+    {
+        *(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default),
+        *(aten.alpha_dropout.default, aten.alpha_dropout_.default),
+        *(aten.feature_alpha_dropout.default, aten.feature_alpha_dropout_.default),
+    }
 )
 _FAR = 8.0
 _RELATIVE_TOLERANCE = 1e-3
@@ -61,6 +65,9 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphMo
     _check_operations(module)
     module.recompile()
     clean = fx.GraphModule(module, module.graph)
+    for part in clean.modules():
+        # Whatever the network saves: the graph is nothing without them.
+        part._non_persistent_buffers_set.clear()
     for parameter in clean.parameters():
         parameter.requires_grad_(False)
     return clean
@@ -81,10 +88,18 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
         for module in network.modules():
             module.training = False
     for module in network.modules():
+        _move_plain_tensors(module)
         if isinstance(module, fx.GraphModule):
             _set_evaluation(module)
             module.recompile()
     return network
+
+
+def _move_plain_tensors(module: nn.Module) -> None:
+    """Those that are attributes alone, neither parameters nor buffers: no module moves them itself."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor):
+            setattr(module, name, value.float().cpu() if value.is_floating_point() else value.cpu())
 
 
 def _example(input_shape: tuple[int, int, int]) -> Tensor:
@@ -184,6 +199,7 @@ def _cleaned(module: torch.nn.Module) -> fx.GraphModule:
     _remove_dropout(module)
     _remove_assertions(module)
     fold_constants(module)
+    make_beside_images(module)
     drop_neutral_operations(module)
     module.graph.eliminate_dead_code()
     return module

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from causal_dfq.network.operations import attribute, has_float_value, operation_name
+from causal_dfq.network.operations import aten, attribute, has_float_value, operation_name
 
 _NAME = "constant_"
 # They read nothing of a tensor but its type and its device.
@@ -15,6 +15,12 @@ _FACTORIES = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
 # They read nothing, and would stay on the device that the network was captured on.
 _SOURCES = frozenset({"arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"})
 
+_BESIDE = {
+    aten.zeros.default: aten.new_zeros.default,
+    aten.ones.default: aten.new_ones.default,
+    aten.full.default: aten.new_full.default,
+    aten.empty.memory_format: aten.new_empty.default,
+}
 _NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0}
 _COMMUTING = frozenset({"mul", "add"})
 
@@ -43,6 +49,16 @@ def fold_constants(module: fx.GraphModule) -> None:
             for user in list(node.users):
                 if user not in values:
                     user.replace_input_with(node, stored)
+
+
+def make_beside_images(module: fx.GraphModule) -> None:
+    """Has tensors as large as the batch made on the device of the images, not on that of the capture, in place."""
+    images = next(node for node in module.graph.nodes if node.op == "placeholder")
+    for node in module.graph.nodes:
+        factory = _BESIDE.get(node.target)
+        if factory is not None and node.kwargs.get("device") is not None:
+            node.target, node.args = factory, (images, *node.args)
+            node.kwargs = {"dtype": node.meta["val"].dtype}
 
 
 def drop_neutral_operations(module: fx.GraphModule) -> None:

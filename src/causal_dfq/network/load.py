@@ -6,13 +6,14 @@ import contextlib
 import difflib
 import functools
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from causal_dfq.errors import NetworkError, WeightsError
 from causal_dfq.network.error_text import first_line
@@ -31,6 +32,15 @@ from causal_dfq.zoo.bundled import BUNDLED, build, load_bundled, read_card
 _FORMS = "torchvision:NAME, timm:NAME, package.module:factory, or a .pt2 file of torch.export"
 _ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANY_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+# What a network's builder is given, by name.
+_BuilderOptions = dict[str, Any]
+# Torchvision's builders set these for the hub's weights alone, but mean and std are the hub's for a file as well.
+_OPTIONS_OF_HUB: dict[str, _BuilderOptions] = {
+    name: {"transform_input": True, "init_weights": False}
+    for name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3")
+}
+# Layers of GoogLeNet and Inception that training alone uses.
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def _load_bundled(name: str, weights: Path | None) -> LoadedNetwork:
 
 
 def _load_torchvision(name: str, weights: Path | None) -> LoadedNetwork:
-    from torchvision.models import get_model, get_model_weights, list_models
+    from torchvision.models import VisionTransformer, get_model, get_model_weights, list_models
 
     if name not in list_models():
         raise NetworkError(f"torchvision has no model {name!r}{_close(name, list_models())}")
@@ -114,9 +124,27 @@ def _load_torchvision(name: str, weights: Path | None) -> LoadedNetwork:
     if weights is None:
         network = _pretrained(f"torchvision:{name}", lambda: get_model(name, weights=default))
     else:
-        create = functools.partial(get_model, name, weights=None)
-        network = _with_weights(f"torchvision:{name}", create, weights)
+        create = functools.partial(get_model, name, weights=None, **_OPTIONS_OF_HUB.get(name, {}))
+        network = _with_weights(f"torchvision:{name}", create, weights, _options_of_torchvision)
+    if isinstance(network, VisionTransformer):
+        shape = (3, network.image_size, network.image_size)
     return LoadedNetwork(network.eval(), shape, mean, std)
+
+
+def _options_of_torchvision(network: nn.Module, state: dict[str, Tensor]) -> _BuilderOptions:
+    """What the weights of a file ask of torchvision's builder, where that is not what the network was built with."""
+    from torchvision.models import GoogLeNet, Inception3, VisionTransformer
+
+    # What is built with the hub's weights and saved may have lost these heads.
+    if isinstance(network, GoogLeNet | Inception3) and not any(key.startswith(_AUXILIARY_HEADS) for key in state):
+        return {"aux_logits": False}
+    positions = state.get("encoder.pos_embedding")
+    if isinstance(network, VisionTransformer) and positions is not None and positions.ndim == 3:
+        # A square of patches, and the class token.
+        patches = positions.shape[1] - 1
+        if patches > 0 and patches + 1 != network.seq_length:
+            return {"image_size": math.isqrt(patches) * network.patch_size}
+    return {}
 
 
 def _load_timm(name: str, weights: Path | None) -> LoadedNetwork:
@@ -197,18 +225,35 @@ def _without_unpickling() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _with_weights(reference: str, create: Callable[..., Any], weights: Path) -> nn.Module:
-    """A network for the weights of a file, with as many classes as its last layer has there."""
+def _with_weights(
+    reference: str,
+    create: Callable[..., Any],
+    weights: Path,
+    options_for: Callable[[nn.Module, dict[str, Tensor]], _BuilderOptions] = lambda network, state: {},
+) -> nn.Module:
+    """A network for the weights of a file, with as many classes as its last layer has there.
+
+    `options_for`: what else the file asks of the builder, told from the network without options and the file's weights.
+    """
     read = read_weights(weights)
     network = _built(reference, create)
     state = named_as_in(network, read)
+    options = {**_classes_in(network, state), **options_for(network, state)}
+    if options:
+        # A large one is not held twice.
+        del network
+        network = _built(reference, lambda: create(**options))
+    put_weights(network, state, weights)
+    return network
+
+
+def _classes_in(network: nn.Module, state: dict[str, Tensor]) -> _BuilderOptions:
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     last = f"{layers[-1]}.weight" if layers else ""
     own = dict(network.named_parameters()).get(last)
     if last in state and own is not None and state[last].ndim == own.ndim and len(state[last]) != len(own):
-        network = _built(reference, lambda: create(num_classes=len(state[last])))
-    put_weights(network, state, weights)
-    return network
+        return {"num_classes": len(state[last])}
+    return {}
 
 
 def _close(name: str, known: list[str]) -> str:

@@ -39,6 +39,12 @@ ACTIVATIONS = CLIPPING_ACTIVATIONS | {
     aten.elu.default,
     aten.prelu.default,
     aten.mish.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.softplus.default,
+    aten.tanh.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
 }
 FUNCTION_NAMES = frozenset(
     {
@@ -70,7 +76,11 @@ VALUE_PRESERVING_NAMES = frozenset(
     }
 )
 TRANSPOSED_CONVOLUTION_NAMES = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
-_PRODUCT_NAMES = frozenset({"matmul", "mm", "bmm", "mv"})
+_PRODUCT_NAMES = frozenset(
+    {"matmul", "mm", "bmm", "mv", "einsum", "tensordot", "bilinear", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+)
+# What they add comes first.
+_SUM_OF_PRODUCTS_NAMES = frozenset({"addmm", "baddbmm", "addbmm", "addmv"})
 
 # Largest and smallest values, beside their places.
 _SELECTIONS = frozenset(
@@ -135,7 +145,8 @@ def clip(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 def is_value_preserving(node: fx.Node) -> bool:
     """Whether the node only moves, drops or repeats values; of several results, the first does."""
     if node.op == "call_function" and node.target == operator.getitem and isinstance(node.args[0], fx.Node):
-        return is_value_preserving(node.args[0])
+        gives_places = node.args[0].target in _SELECTIONS or operation_name(node.args[0]) == "adaptive_max_pool2d"
+        return is_value_preserving(node.args[0]) and not (gives_places and node.args[1] != 0)
     return operation_name(node) in VALUE_PRESERVING_NAMES or node.target in _SELECTIONS
 
 
@@ -197,7 +208,9 @@ def unrounded_layers(graph: fx.Graph) -> list[fx.Node]:
 def _multiplies_by_parameter(node: fx.Node) -> bool:
     if operation_name(node) in TRANSPOSED_CONVOLUTION_NAMES:
         return True
-    return operation_name(node) in _PRODUCT_NAMES and any(map(_is_parameter, node.args))
+    factors = node.args[1:] if operation_name(node) in _SUM_OF_PRODUCTS_NAMES else node.args
+    listed = [entry for value in factors for entry in (value if isinstance(value, list | tuple) else [value])]
+    return operation_name(node) in _PRODUCT_NAMES | _SUM_OF_PRODUCTS_NAMES and any(map(_is_parameter, listed))
 
 
 def _is_parameter(value: object) -> bool:

@@ -92,16 +92,23 @@ def put_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     network.load_state_dict(state, strict=False)
 
 
+# Buffers that training has found, not the network's author.
+_STATISTICS = frozenset({"running_mean", "running_var"})
+
+
 def check_finite(network: nn.Module) -> None:
-    """Refuses a network with NaN or infinite values, or without values.
+    """Refuses a network with NaN or infinite values, or without values. A buffer may be infinite: a mask is.
 
     Raises:
         WeightsError: names the first tensor that is not finite.
     """
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+    buffers = dict(network.named_buffers())
+    for name, tensor in [*network.named_parameters(), *buffers.items()]:
         check_has_values(name, tensor)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
+        is_learned = name not in buffers or name.rpartition(".")[2] in _STATISTICS
+        wrong = ~torch.isfinite(tensor) if is_learned else torch.isnan(tensor)
+        if wrong.any():
+            count = int(wrong.sum())
             raise WeightsError(
                 f"the weights hold {count} NaN or infinite values in {name!r}: the network cannot be quantized; "
                 "check the file or the training that it comes from"

@@ -175,13 +175,17 @@ def _place_activation_quantizers(module: fx.GraphModule, rule: PlacementRule, bi
         last_inputs = set(_sources(weight_layer_nodes(module.graph)[-1].args[0]))
     quantizers = nn.Module()
     module.add_module(ACTIVATION_QUANTIZERS, quantizers)
+    widths: dict[str, int] = {}
+    for node in tensors:
+        width = max(bits, IMAGE_BITS) if node.op == "placeholder" else bits
+        if node in last_inputs and rule.edge_bits is not None:
+            width = max(bits, rule.edge_bits)
+        # What shares a grid shares the widest one.
+        widths[grids[node].name] = max(width, widths.get(grids[node].name, 0))
+    for name, width in widths.items():
+        quantizers.add_module(name, ActivationQuantizer(width))
     for node in tensors:
         name = grids[node].name
-        if not hasattr(quantizers, name):
-            width = max(bits, IMAGE_BITS) if node.op == "placeholder" else bits
-            if node in last_inputs and rule.edge_bits is not None:
-                width = max(bits, rule.edge_bits)
-            quantizers.add_module(name, ActivationQuantizer(width))
         with module.graph.inserting_after(node):
             call = module.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{name}", (node,))
         call.meta["val"] = node.meta["val"]

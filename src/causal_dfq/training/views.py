@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,11 @@ class NetworkViews:
     def __init__(self, captured: fx.GraphModule, folded: fx.GraphModule, quantized: fx.GraphModule) -> None:
         self.captured, self.folded, self.quantized = captured, folded, quantized
         self.classes = class_count(captured)
-        features = [node.name for node in integer_tensors(folded.graph) if node.op != "placeholder"]
+        features = [
+            node.name
+            for node in integer_tensors(folded.graph)
+            if node.op != "placeholder" and not takes_infinite_constant(folded, node)
+        ]
         self.attended = attended_feature(folded)
         attended = [] if self.attended is None else [self.attended]
         penultimate = input_name(weight_layer_nodes(folded.graph)[-1])
@@ -221,6 +226,14 @@ def attended_feature(folded: fx.GraphModule) -> str | None:
         if node.op != "placeholder" and value.ndim == 4 and value.shape[2] * value.shape[3] > 1:
             last = node.name
     return last
+
+
+def takes_infinite_constant(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operation reads infinite numbers, as a mask of attention holds: it has no distance to another."""
+    stored = [attribute(module, str(source.target)) for source in node.all_input_nodes if source.op == "get_attr"]
+    numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, float)]
+    tensors = [value for value in stored if isinstance(value, Tensor) and value.is_floating_point()]
+    return any(map(math.isinf, numbers)) or any(bool(tensor.isinf().any()) for tensor in tensors)
 
 
 def embedding(features: Tensor) -> Tensor:
