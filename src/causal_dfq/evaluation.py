@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -114,7 +115,7 @@ def _check_labels(labels: Tensor, classes: int, dataset: LabelledImages) -> None
 
 def render_table(evaluation: Evaluation, title: str) -> Table:
     """The figures as a person reads them."""
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for column in ("", "FP32", "quantized", "drop"):
         table.add_column(column, justify="right" if column else "left")
     drop = f"{evaluation.drop:.2f} ± {evaluation.drop_standard_error:.2f}"

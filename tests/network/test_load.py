@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from causal_dfq.errors import NetworkError, WeightsError
 from causal_dfq.network.load import load_network
+from causal_dfq.network.weights import load_weights
 from tests.networks import Residual
 
 FACTORY = "tests.e2e.factories:residual"
@@ -243,3 +244,17 @@ def test_file_of_weights_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(weights, "load_file", lambda path: read.append(path) or load_file(path))
     load_network("torchvision:squeezenet1_1", tmp_path / "w.safetensors")
     assert len(read) == 1
+
+
+def test_the_hubs_old_names_of_a_densenet_are_read(tmp_path: Path) -> None:
+    from torchvision.models import DenseNet
+
+    network, fresh = (DenseNet(4, (2, 1), 8, num_classes=3) for _ in range(2))
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): tensor
+        for name, tensor in network.state_dict().items()
+    }
+    assert any("norm.1" in name for name in old)
+    save_file(old, tmp_path / "densenet.safetensors")
+    load_weights(fresh, tmp_path / "densenet.safetensors")
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in fresh.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -45,14 +46,18 @@ def refusal(path: Path) -> str:
     )
 
 
+_OLD_DENSE_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+
+
 def named_as_in(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefixes of wrappers that all keys share, where the network knows none of the keys."""
+    """Weights under the network's names: without the prefixes of wrappers that all keys share, where it knows none."""
     own = network.state_dict()
     prefix: str | None = ""
     while state and prefix is not None and not any(key in own for key in state):
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in state)), None)
         state = {key.removeprefix(prefix or ""): tensor for key, tensor in state.items()}
-    return state
+    # The hub's files of torchvision's DenseNets keep names that torchvision itself mends when it downloads them.
+    return {key if key in own else _OLD_DENSE_NAME.sub(r"\1\2", key): tensor for key, tensor in state.items()}
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
