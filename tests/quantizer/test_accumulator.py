@@ -48,6 +48,27 @@ def test_the_protocols_of_papers_keep_biases_in_float() -> None:
     assert max(steps_off_the_grid(finished_network(Residual(), "w4a8", "gdfq"))) > 0.1
 
 
+class Clipped(nn.Module):
+    """A ReLU6 behind a layer of few, coarse weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.clip, self.fc = nn.Conv2d(3, 3, 1, groups=3), nn.ReLU6(), nn.Linear(3, 5)
+        nn.init.constant_(self.conv.weight, 9.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.clip(self.conv(images)).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_what_is_clipped_meets_the_end_and_not_a_multiple_of_the_unit_below_it() -> None:
+    graph = finished_network(Clipped(), "w2a8").graph_module
+    calls = [node for node in graph.graph.nodes if isinstance(node.target, str) and "accumulators" in node.target]
+    layers = {layer.node for layer in biased_layers(graph)}
+    assert calls
+    assert all(node.args[0] in layers for node in calls if "conv2d" in str(node.target))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("network", ALL)
 def test_dropped_accumulators_change_nothing_but_ties(network: type[nn.Module]) -> None:

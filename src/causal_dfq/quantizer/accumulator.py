@@ -161,9 +161,13 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
             places = 0 if layer.node.target == LINEAR else layer.node.meta["val"].ndim - 2
             accumulator = Accumulator(unit.view(-1, *[1] * places), attribute(module, str(call.target)).scale)
             _add(module, ACCUMULATORS, layer.name, accumulator)
-            with module.graph.inserting_before(call):
-                rounded = module.graph.call_module(f"{ACCUMULATORS}.{layer.name}", (call.args[0],))
-            call.update_arg(0, rounded)
+            # Before what is clipped: an end of ReLU6 need be no whole number of the accumulator's units.
+            readers = list(layer.node.users)
+            with module.graph.inserting_after(layer.node):
+                rounded = module.graph.call_module(f"{ACCUMULATORS}.{layer.name}", (layer.node,))
+            rounded.meta = dict(layer.node.meta)
+            for reader in readers:
+                reader.replace_input_with(layer.node, rounded)
 
 
 def _simulate_operations(module: fx.GraphModule) -> None:
