@@ -20,6 +20,9 @@ from torch import Tensor
 # large ones to a single thread, and make the result depend on what was computed before.
 SMALLEST_COMPILED = 2**16
 
+# Of one formula, for types and devices: a process may quantize many networks, and torch gives up at 8.
+_MOST_COMPILATIONS = 64
+
 _is_on = False
 
 
@@ -59,7 +62,8 @@ def fusion(device: torch.device) -> Iterator[bool]:
     global _is_on
     before, _is_on = _is_on, can_compile(device)
     try:
-        yield _is_on
+        with torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS) if _is_on else contextlib.nullcontext():
+            yield _is_on
     finally:
         _is_on = before
 
