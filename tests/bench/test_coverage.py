@@ -19,18 +19,21 @@ def test_every_classifier_of_torchvision_and_sixty_of_timm_are_listed_once() -> 
     assert sum(name.startswith("timm:") for name in names) >= 60
 
 
-def test_the_page_counts_what_passes_and_says_what_does_not(tmp_path: Path) -> None:
-    passing = Covered("torchvision:resnet18", 64, 11_689_512, True, 32, 21, 21, 1.0, 0.99999, 1.0, 0.0, 11.8, 30.0)
-    failing = Covered("torchvision:other", 64, 1000, error="aten.strange.default at a|b has no form in ONNX")
+def page_of(networks: list[Covered], folder: Path) -> str:
+    """What is written of these networks."""
     results = {
-        "networks": [
-            {**asdict(covered), "commit": "0123456789ab", "processor": "processor"} for covered in (passing, failing)
-        ],
+        "networks": [{**asdict(covered), "commit": "0123456789ab", "processor": "processor"} for covered in networks],
         "machine": {"cores": 2, "processor": "processor"},
         "versions": {"torch": "2.14"},
     }
-    write_page(results, tmp_path / "coverage.md")
-    page = (tmp_path / "coverage.md").read_text()
+    write_page(results, folder / "coverage.md")
+    return (folder / "coverage.md").read_text()
+
+
+def test_the_page_counts_what_passes_and_says_what_does_not(tmp_path: Path) -> None:
+    passing = Covered("torchvision:resnet18", 64, 11_689_512, True, 32, 21, 21, 1.0, 0.99999, 1.0, 0.0, 11.8, 30.0)
+    failing = Covered("torchvision:other", 64, 1000, error="aten.strange.default at a|b has no form in ONNX")
+    page = page_of([passing, failing], tmp_path)
     assert "## torchvision: 1 of 2 pass" in page
     assert "| `resnet18` | 64 | 11.7 M | yes | 21 of 21 | 1.00000 | 1.0000 | 100 % | 11.8 | passes |" in page
     assert "aten.strange.default at a\\|b has no form in ONNX |" in page
@@ -41,13 +44,7 @@ def test_the_page_counts_what_passes_and_says_what_does_not(tmp_path: Path) -> N
 
 def test_the_page_says_what_a_passing_cosine_of_zero_is(tmp_path: Path) -> None:
     passing = Covered("torchvision:resnet18", 64, 11_689_512, True, 32, 21, 21, 1.0, 0.0, 1.0, 0.0, 11.8, 30.0)
-    results = {
-        "networks": [{**asdict(passing), "commit": "0123456789ab", "processor": "processor"}],
-        "machine": {"cores": 2, "processor": "processor"},
-        "versions": {"torch": "2.14"},
-    }
-    write_page(results, tmp_path / "coverage.md")
-    page = (tmp_path / "coverage.md").read_text()
+    page = page_of([passing], tmp_path)
     assert "where logits that are the same count as 1, all\nzeros too" in page
     assert "In rows of 0.0000 that pass, an image whose logits are all zero was counted as 0." in page
 

@@ -8,6 +8,8 @@ Source: Jacob et al., "Quantization and training of neural networks for efficien
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -162,12 +164,10 @@ def _simulate_accumulators(module: fx.GraphModule) -> None:
             accumulator = Accumulator(unit.view(-1, *[1] * places), attribute(module, str(call.target)).scale)
             _add(module, ACCUMULATORS, layer.name, accumulator)
             # Before what is clipped: an end of ReLU6 need be no whole number of the accumulator's units.
-            readers = list(layer.node.users)
             with module.graph.inserting_after(layer.node):
                 rounded = module.graph.call_module(f"{ACCUMULATORS}.{layer.name}", (layer.node,))
             rounded.meta = dict(layer.node.meta)
-            for reader in readers:
-                reader.replace_input_with(layer.node, rounded)
+            layer.node.replace_all_uses_with(rounded, delete_user_cb=functools.partial(operator.is_not, rounded))
 
 
 def _simulate_operations(module: fx.GraphModule) -> None:

@@ -96,7 +96,7 @@ def affine_over_bounds(low: float, high: float, bits: int) -> tuple[float, float
     """Scale and zero point of the finest unsigned grid from below `low` to above `high` that holds 0 exactly.
 
     `affine_from_bounds` may leave an end half a step outside; of bytes between -1 and 1 every single one would then lie
-    half way between two codes.
+    half way between two codes. [ours]
     """
     _, highest = integer_range(bits, is_signed=False)
     low, high = min(low, 0.0), max(high, 0.0)

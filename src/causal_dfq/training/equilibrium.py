@@ -93,6 +93,9 @@ class Equilibrium:
         self._weight_budget = weight_budget
         self.views = views.to(device)
         self.quantized = self.views.quantized
+        self._activation_quantizers = [
+            module for module in self.quantized.modules() if isinstance(module, ActivationQuantizer)
+        ]
         self.random = torch.Generator().manual_seed(seed)
         self.synthesis = self._make_synthesis(synthesis, image_shape, pixel_bounds)
         self.use_recipe(recipe)
@@ -282,11 +285,8 @@ class Equilibrium:
 
     def restore_trainable_zero_points(self) -> None:
         """After loading a state: a zero point at the lowest code is fixed there, all others are learned."""
-        for quantizer in self._activation_quantizers():
+        for quantizer in self._activation_quantizers:
             quantizer.zero_point.requires_grad_(bool(quantizer.zero_point != 0))
-
-    def _activation_quantizers(self) -> list[ActivationQuantizer]:
-        return [module for module in self.quantized.modules() if isinstance(module, ActivationQuantizer)]
 
     def _train_student(self, rate: float) -> Metrics:
         _set_student_rates(self.student_optimizer, rate)
@@ -304,7 +304,7 @@ class Equilibrium:
         self.student_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.student_optimizer.step()
-        for quantizer in self._activation_quantizers():
+        for quantizer in self._activation_quantizers:
             quantizer.hold_zero_point()
         return _as_numbers(metrics)
 

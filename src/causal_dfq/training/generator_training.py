@@ -163,9 +163,8 @@ class GeneratorTraining:
         """
         share = 0.0 if self.imprints is None else recipe.imprinted
         imprinted, imprinted_hidden = (round(share * n) for n in (recipe.student_contents, recipe.hidden_contents))
-        if imprinted:
-            # The contrastive discrepancy sets a content apart from another one.
-            imprinted = min(imprinted, max(0, recipe.student_contents - _FEWEST_INTERVENED))
+        # The contrastive discrepancy sets a content apart from another one.
+        imprinted = max(0, min(imprinted, recipe.student_contents - _FEWEST_INTERVENED))
         shown_contents = recipe.student_contents - imprinted
         hidden_contents = recipe.hidden_contents - imprinted_hidden
         parts: list[Tensor] = []
