@@ -5,9 +5,11 @@
 The method `real` is the upper reference: the causal recipe's training on real training images (`--real-images`);
 `causal-without-discrepancy` and the like are the causal recipe less one of its parts (bench/ablation.py).
 
-Writes bench/results/accuracy.json after every run. A stopped bench goes on from there: runs that the file holds
-are kept, each with the commit that it was measured on; `--again` measures those of other packages anew. The last
-step is reported, never the best; the images reach nothing but the final evaluation.
+Writes bench/results/accuracy.json, or what `--out` names, after every run. A stopped bench goes on from there: a run
+that the file holds is not measured, and keeps the commit that it was measured on. With `--again` those of the runs
+asked for that another package, version or machine gave are measured anew, each replaced once its new run has ended;
+a fresh `--out` measures all of them. The last step is reported, never the best; the images reach nothing but the
+final evaluation.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ ROWS = (
     Row(EFFICIENTNET_LITE, "deploy", "w4a8", 4.0, ""),
 )
 Work = tuple[int, str, str, int]
+Key = tuple[str | int, ...]
 _KEY = ("network", "protocol", "bits", "method", "effort", "seed")
 
 
@@ -189,12 +192,48 @@ def render(entries: list[dict[str, Any]]) -> Table:
     return table
 
 
-def kept_runs(results: Path, again: bool, device: str = "cpu") -> list[dict[str, Any]]:
-    """The runs of an earlier results file; with `again`, those of this package, versions and machine alone."""
-    if not results.exists():
-        return []
-    runs = json.loads(results.read_text())["runs"]
-    return [run for run in runs if not again or is_same_package(run["origin"], device)]
+def stored_runs(results: Path) -> list[dict[str, Any]]:
+    """The runs of a results file; none where there is no file."""
+    return json.loads(results.read_text())["runs"] if results.exists() else []
+
+
+def store_run(results: Path, origin: dict[str, Any], run: dict[str, Any]) -> None:
+    """Adds a run to a results file, in the place of an earlier one of the same key; all others stay."""
+    # Read anew: another bench may have written meanwhile.
+    runs = [known for known in stored_runs(results) if key_of(known) != key_of(run)] + [run]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_text(results, json.dumps({**origin, "rows": summarize(runs), "runs": runs}, indent=1) + "\n")
+
+
+def key_of(run: dict[str, Any]) -> Key:
+    """What a run is a run of."""
+    return tuple(run[name] for name in _KEY)
+
+
+def asked_runs(only: str, methods: str, efforts: str, seeds: str, has_real_images: bool) -> list[Work]:
+    """The runs that these options ask for, seeds outermost, so that a slow hour meets all rows alike."""
+    names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
+    rows = [index for index in _networks_in_turn() if any(part in names[index] for part in only.split(","))]
+    return [
+        (index, method, effort, int(seed))
+        for seed in seeds.split(",")
+        for index in rows
+        for effort in efforts.split(",")
+        for method in methods.split(",")
+        # Real images are at hand for CIFAR-10 alone.
+        if method != REAL or (ROWS[index].network == RESNET20 and has_real_images)
+    ]
+
+
+def missing_runs(asked: list[Work], runs: list[dict[str, Any]], again: bool, device: str = "cpu") -> list[Work]:
+    """Those of the runs asked for that are not stored; with `again` also those that another package gave."""
+    known = {key_of(run): run for run in runs}
+
+    def is_missing(work: Work) -> bool:
+        run = known.get(key_of_work(*work))
+        return run is None or (again and not is_same_package(run["origin"], device))
+
+    return [work for work in asked if is_missing(work)]
 
 
 def main(
@@ -209,38 +248,26 @@ def main(
         Path | None, typer.Option(help="Folder where runs of other bits find the images of the same synthesis.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    again: Annotated[bool, typer.Option("--again", help="Measure anew what another package gave.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Of what is asked for, measure anew what another package gave.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The results file.")] = RESULTS,
 ) -> None:
-    """Runs what is missing, seeds outermost, so that a slow hour meets all rows alike."""
+    """Measures what is asked for and missing."""
     place = Place(shared, real_images, images, device)
     origin = describe(device)
-    runs = kept_runs(out, again, device)
-    known = {tuple(run[name] for name in _KEY) for run in runs}
-    names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
-    rows = [index for index in _networks_in_turn() if any(part in names[index] for part in only.split(","))]
-    wanted = [
-        (index, method, effort, int(seed))
-        for seed in seeds.split(",")
-        for index in rows
-        for effort in efforts.split(",")
-        for method in methods.split(",")
-        # Real images are at hand for CIFAR-10 alone.
-        if method != REAL or (ROWS[index].network == RESNET20 and real_images is not None)
-    ]
+    asked = asked_runs(only, methods, efforts, seeds, real_images is not None)
     failures = 0
-    for key, found in _side_by_side([work for work in wanted if _key(*work) not in known], place, jobs):
+    for key, found in _side_by_side(missing_runs(asked, stored_runs(out), again, device), place, jobs):
         name = " ".join(map(str, key))
         if isinstance(found, str):
             failures += 1
             print(f"{name}: failed:\n{found}", flush=True)
             continue
-        runs.append({"commit": origin["commit"], "origin": origin, "jobs": jobs, **found})
+        store_run(out, origin, {"commit": origin["commit"], "origin": origin, "jobs": jobs, **found})
         print(f"{name}: drop {found['drop']:.2f} in {found['seconds']:.0f} s", flush=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps({**origin, "rows": summarize(runs), "runs": runs}, indent=1) + "\n")
     # A narrow terminal would cut the names of the networks.
-    Console(width=max(Console().width, 130)).print(render(summarize(runs)))
+    Console(width=max(Console().width, 130)).print(render(summarize(stored_runs(out))))
     if failures:
         raise typer.Exit(1)
 
@@ -251,14 +278,13 @@ def _networks_in_turn() -> list[int]:
     return sorted(place, key=place.__getitem__)
 
 
-def _key(index: int, method: str, effort: str, seed: int) -> tuple[str | int, ...]:
+def key_of_work(index: int, method: str, effort: str, seed: int) -> Key:
+    """What a run that is asked for will be a run of."""
     row = ROWS[index]
     return (row.network, row.protocol, row.bits, method, effort, seed)
 
 
-def _side_by_side(
-    wanted: list[Work], place: Place, jobs: int
-) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any] | str]]:
+def _side_by_side(wanted: list[Work], place: Place, jobs: int) -> Iterator[tuple[Key, dict[str, Any] | str]]:
     """Key and result of each run as it ends, or the traceback of its failure.
 
     On the CPU each has a process of its own, whose memory is its own. On a GPU processes last: they take as long to
@@ -270,7 +296,7 @@ def _side_by_side(
     try:
         started = {pool.submit(_run, work, place): work for work in wanted}
         for done in as_completed(started):
-            yield _key(*started[done]), done.result()
+            yield key_of_work(*started[done]), done.result()
     finally:
         # What has not begun does not begin any more, should this one be stopped.
         pool.shutdown(wait=False, cancel_futures=True)
