@@ -131,7 +131,7 @@ def combined(evaluations: list[dict[str, float | int]]) -> dict[str, float]:
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a row, method and effort: mean and sample standard deviation over the seeds."""
+    """One entry a row, method and effort: mean and sample standard deviation over the seeds, commits in their order."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(tuple(run[name] for name in _KEY[:-1]), []).append(run)
@@ -146,12 +146,13 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "float_top1": members[0]["float_top1"],
                 "top1": statistics.mean(run["top1"] for run in members),
                 "drop": statistics.mean(drops),
+                "agreement": statistics.mean(run["agreement"] for run in members),
                 "drop_spread": statistics.stdev(drops) if len(drops) > 1 else None,
                 "paired_error": statistics.mean(run["drop_standard_error"] for run in members),
                 "seconds": statistics.mean(run["seconds"] for run in members),
                 "peak_memory_gb": max(run["peak_memory_gb"] for run in members),
                 "images": members[0]["images"],
-                "commits": sorted({run["commit"] for run in members}),
+                "commits": list(dict.fromkeys(run["commit"] for run in members)),
                 "processors": sorted({run["origin"]["machine"]["processor"] for run in members}),
             }
         )

@@ -52,6 +52,11 @@ def is_same_package(results: dict[str, Any], device: str = "cpu") -> bool:
     )
 
 
+def short_commit(commit: str) -> str:
+    """A commit as pages name it."""
+    return commit[:7]
+
+
 def peak_memory_gb() -> float:
     """The most memory that this process held, in GB."""
     # Linux counts kilobytes.

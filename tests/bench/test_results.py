@@ -7,21 +7,26 @@ from typing import Any
 import pytest
 
 from bench import accuracy
-from bench.ablation import LONG, WITHOUT_DISCREPANCY
+from bench.ablation import ABLATIONS, LONG, WITHOUT_DISCREPANCY
+from bench.causal_section import ablation_section, causal_section, causal_share
+from bench.origin_tables import origin_section
 from bench.paired_test import paired_difference
-from bench.side_by_side import efforts_section, rivals_section
+from bench.side_by_side import efforts_section, rivals_note, rivals_section
 from bench.write_results import (
-    ablation_section,
-    causal_section,
+    attempts_section,
     draw_against_bits,
     draw_against_time,
     goals_section,
     gpu_page,
     long_section,
     methods_section,
+    results_page,
 )
+from causal_dfq.training.budget import CAUSAL_RECIPE
+from causal_dfq.training.methods import METHODS
 
 MACHINE = {"cores": 2, "processor": "CPU"}
+COMMAND = "python -m bench.accuracy --only 'akamaster gdfq w4a4' --seeds 0"
 
 
 def run(seed: int, drop: float, method: str = "causal", effort: str = "best", row: int = 0) -> dict[str, Any]:
@@ -38,10 +43,14 @@ def run(seed: int, drop: float, method: str = "causal", effort: str = "best", ro
         "top1": 91.62 - drop,
         "float_top1": 91.62,
         "drop": drop,
+        "agreement": 98.0 - drop,
         "drop_standard_error": 0.3,
         "images": 5000,
-        "origin": {"command": "python -m bench.accuracy", "machine": MACHINE},
-        "commit": "abc",
+        "threads": 1,
+        "jobs": 1,
+        "last_metrics": {"analysis_cka": 0.9 - drop / 100},
+        "origin": {"command": COMMAND, "machine": MACHINE, "versions": {"torch": "2.9"}},
+        "commit": "abcdef0123",
     }
 
 
@@ -87,12 +96,46 @@ def test_sets_are_weighed_by_their_images() -> None:
 def test_the_page_tells_drop_goal_and_what_was_not_measured() -> None:
     entries = accuracy.summarize(RUNS)
     goals = goals_section(entries)
-    assert "| 91.62 | 90.87 | 0.75 ± 0.35 | 0.9 | yes | 1.13 (SynQ) | 0, 1 | 10 min |" in goals
-    assert "| 5.00 | 4.5 | no, by 0.50 | 5.55 (HAST) | 0 | 10 min |" in goals
+    assert "| 91.62 | 90.87 | 0.75 ± 0.35 | 0.30 | 0.9 | yes | 1.13 (SynQ) | 0, 1 | abcdef0 | 10 min |" in goals
+    assert "| 5.00 | 0.30 | 4.5 | no, by 0.50 | 5.55 (HAST) | 0 | abcdef0 | 10 min |" in goals
+    assert "`efficientnet-lite0`¹ |" in goals
+    assert "`cifar10_resnet20_akamaster` |" in goals
+    assert "\n¹ Images of more than 64x64 pixels: no generator" in goals
     assert goals.count("not measured") == len(accuracy.ROWS) - 2
     methods = methods_section(entries)
     assert "| causal, best | genie, best |" in methods
     assert "0.75 ± 0.35 (10.0 min) | 2.00 (10.0 min) |" in methods
+    assert "letter" not in methods
+
+
+def test_commits_of_a_row_come_in_the_order_of_its_seeds() -> None:
+    runs = [{**run(1, 1.0), "commit": "1" * 40}, {**run(0, 1.0), "commit": "9" * 40}]
+    assert "| 0, 1 | 9999999, 1111111 |" in goals_section(accuracy.summarize(runs))
+
+
+def test_minutes_name_their_processor_where_there_are_several() -> None:
+    methods = methods_section(accuracy.summarize([run(0, 1.0), elsewhere(run(0, 2.0, "genie"))]))
+    assert "(a: CPU, b: another)" in methods
+    assert "| 1.00 (10.0 min a) | 2.00 (10.0 min b) |" in methods
+
+
+def test_the_page_ties_runs_to_their_commands_and_names_what_commands_left_out() -> None:
+    asked = {"command": f"{COMMAND} --methods causal,genie", "machine": MACHINE, "versions": {"torch": "2.9"}}
+    page = results_page({"runs": [run(1, 1.0), run(2, 1.0), {**run(0, 0.5), "origin": asked}]})
+    assert f"\n1. `{COMMAND}`\n2. `{COMMAND} --methods causal,genie`\n" in page
+    assert "| w4a4 gdfq | causal | best | 0 | abcdef0 | CPU | 1 | 2 |" in page
+    assert "| w4a4 gdfq | causal | best | 1, 2 | abcdef0 | CPU | 1 | 1 |" in page
+    assert "not measured: `cifar10_resnet20_akamaster` w4a4 gdfq, best, seed 0: genie.\n" in page
+    assert "`python -m bench.write_results` writes this page" in page
+    assert "Named by a command" not in origin_section({"runs": [run(0, 1.0)]})
+
+
+def test_real_images_are_said_to_explain_no_more_than_they_do() -> None:
+    entries = accuracy.summarize([run(0, 1.5), run(0, 0.5, accuracy.REAL), run(0, 4.0, row=1)])
+    note = attempts_section(entries).splitlines()[-1]
+    assert "one seed a row, meets 1 of the 1 goals that it was measured for." in note
+    assert "ours lies above it by 1.00 on w4a4 (error of the images 0.30)." in note
+    assert attempts_section(entries[:1]).splitlines()[-1].startswith("  development images")
 
 
 def test_plots_are_written(tmp_path: Path) -> None:
@@ -115,9 +158,21 @@ def test_a_paired_test_counts_the_swaps_that_go_as_far() -> None:
 def test_the_causal_section_pairs_runs_by_seed_and_wants_five() -> None:
     pairs = [run(seed, 1.0 + seed, effort="fast") for seed in range(5)]
     pairs += [run(seed, 1.5 + 1.2 * seed, WITHOUT_DISCREPANCY, "fast") for seed in range(5)]
-    found = causal_section([*pairs, run(9, 50.0, effort="fast")]).splitlines()[-3]
+    found = causal_section([*pairs, run(9, 50.0, effort="fast")])
     assert "| fast | 3.90 | 3.00 | 0.90 ± 0.32 | 5 | 0.062 |" in found
-    assert causal_section(pairs[:9]).splitlines()[-1].startswith("|---")
+    assert "With 5 pairs the smallest p that this test can give is 0.0625: no row by itself can" in found
+    assert found.endswith("| CKA of P and Q | 0.8610 | 0.8700 | +0.0090 ± 0.0032 | 0.062 |")
+    assert causal_section(pairs[:9]).endswith("\n\nNot measured.")
+
+
+def test_what_the_causal_losses_see_is_counted_in_a_batch() -> None:
+    share = causal_share()
+    assert share.images == CAUSAL_RECIPE.student_images
+    assert (share.shown, share.styles) == (CAUSAL_RECIPE.student_contents, CAUSAL_RECIPE.styles)
+    # A share `imprinted` of the contents is not generated.
+    assert share.generated == pytest.approx((1 - CAUSAL_RECIPE.imprinted) * share.shown, abs=1)
+    said = f"{share.styles * share.generated} of its {share.images} images"
+    assert said in causal_section([run(s, s, m) for s in range(5) for m in ("causal", WITHOUT_DISCREPANCY)])
 
 
 def test_the_ablation_section_names_what_was_changed_and_leaves_the_causal_losses_to_theirs() -> None:
@@ -125,34 +180,64 @@ def test_the_ablation_section_names_what_was_changed_and_leaves_the_causal_losse
     runs += [run(seed, 1.5 + 1.2 * seed, "causal-without-imprints", "fast") for seed in range(3)]
     runs += [run(seed, 0.5 + seed, "causal-with-swing", "fast") for seed in range(3)]
     runs += [run(seed, 9.0, WITHOUT_DISCREPANCY, "fast") for seed in range(3)]
-    swing, imprints = ablation_section(runs).splitlines()[-2:]
+    swing, imprints, _, missing = ablation_section(runs).splitlines()[-4:]
     assert swing.startswith("| with swing |")
     assert "| fast | 2.00 | 1.50 | -0.50 ± 0.00 | 3 |" in swing
     assert "| without imprints |" in imprints
     assert "| fast | 2.00 | 2.70 | +0.70 ± 0.20 | 3 |" in imprints
+    assert missing.startswith("Not measured on 2 seeds or more: with low pass, with reconstruction, without blends, ")
+    nothing = ablation_section(RUNS).splitlines()[-1]
+    assert nothing.count(",") == len(ABLATIONS.keys() - {LONG, WITHOUT_DISCREPANCY}) - 1
 
 
 def test_all_pairs_together_are_said_to_help_harm_or_neither() -> None:
     def section(saved: list[float]) -> str:
         runs = [run(seed, 3.0 - points) for seed, points in enumerate(saved)]
         runs += [run(seed, 3.0, WITHOUT_DISCREPANCY) for seed in range(len(saved))]
-        return causal_section(runs).splitlines()[-1]
+        return next(line for line in causal_section(runs).splitlines() if "pairs together: " in line)
 
-    assert section([0.1, -0.1, 0.2, -0.2, 0.0, 0.1]).startswith("All 6 pairs together: +0.02 ± 0.15 points, p = ")
+    assert section([0.1, -0.1, 0.2, -0.2, 0.0, 0.1]).startswith(
+        "With 6 pairs the smallest p that this test can give is 0.03125. "
+        "All 6 pairs together: +0.02 ± 0.15 points, p = "
+    )
     assert "neither help nor harm" in section([0.1, -0.1, 0.2, -0.2, 0.0, 0.1])
     assert "the causal losses help" in section([0.5, 0.4, 0.6, 0.5, 0.7, 0.4])
     assert "the causal losses harm" in section([-0.5, -0.4, -0.6, -0.5, -0.7, -0.4])
 
 
 def test_the_best_rival_is_named_with_its_share_of_the_time_and_the_gap_to_real_images() -> None:
-    entries = accuracy.summarize(
-        [run(0, 1.0), run(0, 3.0, "genie"), {**run(0, 2.0, "synq"), "seconds": 900.0}, run(0, 0.5, accuracy.REAL)]
+    runs = [run(0, 1.0), run(0, 3.0, "genie"), {**run(0, 2.0, "synq"), "seconds": 900.0}, run(0, 0.5, accuracy.REAL)]
+    line = rivals_section(runs).splitlines()[-1]
+    assert line.endswith("| best | 1.00 | synq, of 2 | 2.00 | 97.00, 96.00 | yes | 1.50 | 0.20 | 0 |")
+    assert rivals_section(runs[:3]).splitlines()[-1].endswith("| yes | 1.50 |  | 0 |")
+    assert rivals_section(runs[:1]).splitlines()[-1].startswith("|---")
+
+
+def test_methods_are_compared_on_common_seeds_and_beyond_noise() -> None:
+    def line(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+        return rivals_section([*ours, *theirs]).splitlines()[-1]
+
+    ours = [run(0, 1.0), run(1, 1.2)]
+    assert line(ours, [run(1, 2.0, "gdfq")]).endswith("| 1.20 | gdfq, of 1 | 2.00 | 96.80, 96.00 | yes | 1.00 |  | 1 |")
+    # 0.2 points are less than the images' error of 0.3.
+    assert "| yes, within noise |" in line(ours, [run(1, 1.4, "gdfq")])
+    # 0.6 points are more than that, and less than what our seeds differ by.
+    assert "| yes, within noise |" in line([run(0, 3.0), run(1, 1.4)], [run(1, 2.0, "gdfq")])
+    assert "| no |" in line(ours, [run(1, 1.2, "gdfq")])
+    apart = line(ours, [run(2, 2.0, "gdfq")])
+    assert "| 1.10 ± 0.14 | gdfq, of 1 | 2.00 |" in apart
+    assert apart.endswith("| ours 0, 1; theirs 2 |")
+
+
+def test_the_fields_methods_have_our_learning_rates_and_synq_stands_beside_its_paper() -> None:
+    rates = ("weight_lr", "bias_lr", "step_size_lr", "zero_point_lr")
+    for components in METHODS.values():
+        assert all(getattr(components.recipe, name) == getattr(CAUSAL_RECIPE, name) for name in rates)
+    note = rivals_note(accuracy.summarize([run(0, 2.5, "synq"), run(0, 9.0, "synq", row=4)]))
+    assert note.endswith(
+        "loses 2.50 points on `cifar10_resnet20_akamaster` w4a4, 1.13 in its paper, from another checkpoint."
     )
-    (line,) = rivals_section(entries).splitlines()[7:]
-    assert line.endswith("| best | 1.00 | synq, of 2 | 2.00 | 1.50 | yes | 0.20 | 1, 1 |")
-    without = [entry for entry in entries if entry["method"] != accuracy.REAL]
-    assert rivals_section(without).splitlines()[-1].endswith("| yes |  | 1, 1 |")
-    assert rivals_section(entries[:1]).splitlines()[-1].startswith("|---")
+    assert "synq" not in rivals_note(accuracy.summarize(RUNS))
 
 
 def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
@@ -164,22 +249,39 @@ def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
 
 def test_the_gpu_is_named() -> None:
     machine = {"cores": 16, "processor": "CPU", "accelerator": "NVIDIA X"}
-    origin = {"command": "python -m bench.accuracy", "machine": machine}
-    runs = [{**run(0, 0.8), "threads": 1, "jobs": 4, "origin": origin}]
-    results = {"runs": runs, "versions": {"torch": "2.11"}}
-    page = gpu_page(results)
-    assert "NVIDIA X, 16 cores of an CPU, torch 2.11" in page
+    origin = {"command": COMMAND, "machine": machine, "versions": {"torch": "2.11"}}
+    page = gpu_page({"runs": [{**run(0, 0.8), "origin": origin}]})
+    assert "NVIDIA X, 16 cores of an CPU; torch 2.11" in page
+    assert "| abcdef0 | NVIDIA X | 1 | 1 |" in page
     assert "A longer schedule" not in page
+    assert "Beside the field's methods" not in page
+
+
+def elsewhere(found: dict[str, Any]) -> dict[str, Any]:
+    """The run on another processor."""
+    return {**found, "origin": {**found["origin"], "machine": {**MACHINE, "processor": "another"}}}
 
 
 def test_times_of_other_processors_are_not_compared() -> None:
-    other = {"command": "", "machine": {**MACHINE, "processor": "another"}}
-    for origin, time in ((other, ""), (run(0, 1.0)["origin"], "0.50")):
-        theirs = {**run(0, 1.0, "gdfq"), "seconds": 300.0, "origin": origin}
-        assert f"| gdfq, of 1 | 1.00 | {time} |" in rivals_section(accuracy.summarize([run(0, 0.8), theirs]))
+    theirs = {**run(0, 2.0, "gdfq"), "seconds": 300.0}
+    assert "| yes | 0.50 |" in rivals_section([run(0, 0.8), theirs])
+    assert "| yes |  |" in rivals_section([run(0, 0.8), elsewhere(theirs)])
 
 
 def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
     runs = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
-    assert efforts_section(accuracy.summarize(runs)).splitlines()[-1].endswith("| 5.00 | 2.00 | 1.00 | 75% | 25% |")
-    assert efforts_section(accuracy.summarize(runs[1:])).splitlines()[-1].startswith("|---")
+
+    def section(found: list[dict[str, Any]]) -> str:
+        return efforts_section(accuracy.summarize(found))
+
+    assert section(runs).endswith("| 5.00 | 2.00 | 1.00 | 75% | 25% |")
+    assert "That is missed (rows that can tell: 1; of these reach it: 0)." in section(runs)
+    # Without `fast` the time still tells, and without `balanced` nothing does.
+    assert section(runs[1:]).endswith("|  | 2.00 | 1.00 |  | 25% |")
+    assert "That is missed" in section(runs[1:])
+    assert section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 |  |  |")
+    assert "was not measured" in section([runs[0], runs[2]])
+    near = {**run(0, 1.5, effort="balanced"), "seconds": 100.0}
+    assert "That is reached (rows that can tell: 1; of these reach it: 1)." in section([runs[0], near, runs[2]])
+    assert section([runs[0], elsewhere(near), runs[2]]).endswith("| 88% |  |")
+    assert section(runs[:1]) == "## Efforts\n\nNot measured."

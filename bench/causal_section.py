@@ -1,0 +1,184 @@
+"""Sections of docs/results.md on what the parts of the recipe add: the causal losses, and each other part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import accuracy
+from bench.ablation import ABLATIONS, LONG, WITHOUT_DISCREPANCY
+from bench.paired_test import PairedDifference, paired_difference
+from causal_dfq.config import make_options
+from causal_dfq.pipeline import prepare, start_run
+
+_FEWEST_PAIRS, _FEWEST_OF_ABLATION = 5, 2
+_SIGNIFICANT = 0.05
+# Of a run's causal analysis, and what the page calls it.
+_ANALYSIS = {
+    "analysis_discrepancy": "interventional discrepancy",
+    "analysis_sensitivity_quantized": "style sensitivity of Q",
+    "analysis_cka": "CKA of P and Q",
+    "analysis_attention_overlap": "overlap of where P and Q look",
+}
+_Pair = tuple[dict[str, Any], dict[str, Any]]
+
+
+def causal_section(runs: list[dict[str, Any]]) -> str:
+    """What the causal losses add: the drop without them less the drop with them, seed by seed."""
+    share = causal_share()
+    lines = [
+        "## What the causal losses add",
+        "",
+        "The same run, seed and budget with the discrepancy and the contrastive loss, and without. Difference: points",
+        "of drop that they save; p: exact paired test, two-sided.",
+        "",
+        "Both losses see images under interventions alone. Of the "
+        f"{share.shown} contents that a batch of the quantized network shows in full, these are the {share.generated} "
+        f"generated ones, under {share.styles} styles each: {share.styles * share.generated} of its {share.images} "
+        "images. On the others (imprinted scenes, contents partly behind scenes, scenes) there is no intervention.",
+        "",
+        "| network | bits | effort | drop without | drop with | difference | seeds | p |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    all_pairs: list[_Pair] = []
+    most_pairs = 0
+    for row, effort, pairs in _comparisons(runs, WITHOUT_DISCREPANCY, _FEWEST_PAIRS):
+        without, found = _of_drops(pairs)
+        lines.append(
+            f"| `{row.network}` | {row.bits} {row.protocol} | {effort} | {without:.2f} | {without - found.mean:.2f} "
+            f"| {found.mean:.2f} ± {found.spread:.2f} | {found.pairs} | {found.p:.3f} |"
+        )
+        all_pairs += pairs
+        most_pairs = max(most_pairs, found.pairs)
+    if not all_pairs:
+        return "\n".join([*lines[:2], "Not measured."])
+    parts = ["\n".join(lines), _verdict(_of_drops(all_pairs)[1], most_pairs), _analysis_table(all_pairs)]
+    return "\n\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class CausalShare:
+    """Of a batch of Q: its images, the contents that it shows in full, and how many of these are generated."""
+
+    images: int
+    shown: int
+    generated: int
+    styles: int
+
+
+@cache
+def causal_share() -> CausalShare:
+    """What the causal losses see of a batch, by the recipe as it stands: counted in a small network's run."""
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    options = make_options(bits="w4a4", effort="fast", input_shape=(3, 8, 8))
+    run = start_run(prepare(nn.Sequential(*layers).eval(), options), options, torch.device("cpu"))
+    drawn = run.student_images(run.random)
+    styles = run.recipe.styles
+    return CausalShare(len(drawn.images), run.recipe.student_contents, drawn.intervened // styles, styles)
+
+
+def _verdict(found: PairedDifference, most_pairs: int) -> str:
+    """What all pairs together say, and whether a row by itself could say anything."""
+    smallest = 2.0 ** (1 - most_pairs)
+    alone = f"With {most_pairs} pairs the smallest p that this test can give is {smallest:g}" + (
+        f": no row by itself can be significant at {_SIGNIFICANT}, only all rows together can. "
+        if smallest >= _SIGNIFICANT
+        else ". "
+    )
+    together = f"All {found.pairs} pairs together: {found.mean:+.2f} ± {found.spread:.2f} points, p = {found.p:.2f}"
+    if found.p < _SIGNIFICANT and found.mean > 0:
+        return f"{alone}{together}: the causal losses help."
+    harm = "the causal losses harm"
+    neither = "the causal losses neither help nor harm by an amount that these seeds can tell from chance"
+    return (
+        f"{alone}{together}: {harm if found.p < _SIGNIFICANT else neither}. "
+        "Distillation sees the same contents under the same styles and holds Q to P under each of them; what "
+        "the discrepancy asks beyond that, the same answer under another style, P itself does not give."
+    )
+
+
+def _analysis_table(pairs: list[_Pair]) -> str:
+    """The causal analysis at the end of the runs with the losses, without them, and its mean difference."""
+    lines = [
+        "The [causal analysis](method.md#causal-analysis) at the end of the same runs, mean over all pairs. With "
+        f"{len(_ANALYSIS)} quantities tested, p is significant below {_SIGNIFICANT / len(_ANALYSIS):g}:",
+        "",
+        "| quantity | without | with | with less without | p |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, title in _ANALYSIS.items():
+        values = [(full["last_metrics"].get(name), changed["last_metrics"].get(name)) for full, changed in pairs]
+        known = [(full, changed) for full, changed in values if full is not None and changed is not None]
+        if len(known) < 2:
+            continue
+        full, changed = map(list, zip(*known, strict=True))
+        found = paired_difference(full, changed)
+        lines.append(
+            f"| {title} | {mean(changed):.4f} | {mean(full):.4f} | {found.mean:+.4f} ± {found.spread:.4f} "
+            f"| {found.p:.3f} |"
+        )
+    return "\n".join(lines) if len(lines) > 4 else ""
+
+
+def ablation_section(runs: list[dict[str, Any]]) -> str:
+    """What each other part of the recipe adds, and what parts that are left out would."""
+    lines = [
+        "## What the other parts add",
+        "",
+        "The same run and seed with one thing changed (`bench/ablation.py`). Difference: points of drop that this",
+        "costs, below 0 where it saves some.",
+    ]
+    table = [
+        "",
+        "| change | network | bits | effort | drop | drop changed | difference | seeds |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    missing = []
+    for method in sorted(ABLATIONS.keys() - {WITHOUT_DISCREPANCY, LONG}):
+        change = method.removeprefix("causal-").replace("-", " ")
+        of_change = [_ablation_line(change, *found) for found in _comparisons(runs, method, _FEWEST_OF_ABLATION)]
+        table += of_change
+        missing += [] if of_change else [change]
+    lines += table if len(table) > 3 else []
+    if missing:
+        lines += ["", f"Not measured on {_FEWEST_OF_ABLATION} seeds or more: {', '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def _ablation_line(change: str, row: accuracy.Row, effort: str, pairs: list[_Pair]) -> str:
+    changed, found = _of_drops(pairs)
+    return (
+        f"| {change} | `{row.network}` | {row.bits} {row.protocol} | {effort} | {changed - found.mean:.2f} "
+        f"| {changed:.2f} | {found.mean:+.2f} ± {found.spread:.2f} | {found.pairs} |"
+    )
+
+
+def _of_drops(pairs: list[_Pair]) -> tuple[float, PairedDifference]:
+    """The mean drop of the changed runs, and how far it lies above that of the full ones."""
+    full, changed = ([run["drop"] for run in of_kind] for of_kind in zip(*pairs, strict=True))
+    return mean(changed), paired_difference(changed, full)
+
+
+def _comparisons(
+    runs: list[dict[str, Any]], changed: str, fewest: int
+) -> Iterator[tuple[accuracy.Row, str, list[_Pair]]]:
+    """Row, effort, and the runs of `causal` beside those of a changed method, where so many seeds have both."""
+    for row in accuracy.ROWS:
+        for effort in sorted({run["effort"] for run in runs}):
+            full, of_changed = (
+                {
+                    run["seed"]: run
+                    for run in runs
+                    if accuracy.is_of(run, row) and run["effort"] == effort and run["method"] == method
+                }
+                for method in ("causal", changed)
+            )
+            seeds = sorted(full.keys() & of_changed.keys())
+            if len(seeds) >= fewest:
+                yield row, effort, [(full[seed], of_changed[seed]) for seed in seeds]
