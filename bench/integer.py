@@ -110,7 +110,7 @@ def _parity(name: str, bits: str, subject: Subject, quantized: QuantizedNetwork,
     file = OnnxFile(model.SerializeToString())
     images = synthetic_images(quantized.record.options, IMAGES)
     same = [file(chunk).argmax(1) == quantized(chunk).argmax(1) for chunk in images.split(_CALIBRATION_IMAGES)]
-    layers = compare_layers(model, graph, images[:8])
+    layers = compare_layers(model, graph, quantized.graph_module, images[:8])
     preprocessing = Preprocessing(subject.input_shape, subject.mean, subject.std)
     found = [
         evaluate_pair(file, quantized, open_labelled(shared / "data" / part, preprocessing), torch.device("cpu"))

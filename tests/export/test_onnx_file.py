@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import onnx
@@ -13,7 +14,8 @@ from torch import nn
 
 import causal_dfq
 from causal_dfq.errors import ConfigError, ExportError, OutputError
-from causal_dfq.export import onnx_file
+from causal_dfq.export import integer_graph, onnx_file
+from causal_dfq.export.integer_graph import Requantize
 from causal_dfq.export.onnx_file import ExportOptions, export_graph, export_onnx, onnx_model
 from causal_dfq.export.torch_file import export_torch
 from causal_dfq.export.verify import compare_layers, onnxruntime_session, synthetic_images, verify
@@ -37,7 +39,9 @@ def initializers(model: onnx.ModelProto) -> dict[str, int]:
 def test_every_layer_of_the_file_is_within_a_step_of_the_simulation(network: type[nn.Module], bits: str) -> None:
     quantized = finished_network(network(), bits)
     graph = export_graph(quantized, ExportOptions())
-    layers = compare_layers(built(quantized), graph, synthetic_images(quantized.record.options, 8))
+    layers = compare_layers(
+        built(quantized), graph, quantized.graph_module, synthetic_images(quantized.record.options, 8)
+    )
     assert len(layers) >= 4
     assert max(layer.steps for layer in layers) <= 1.001
     assert max(layer.share for layer in layers) < 0.01
@@ -108,7 +112,7 @@ def test_the_profile_for_tensorrt_has_signed_activations_without_zero_points() -
     kinds = initializers(model)
     assert onnx.TensorProto.INT32 not in [kinds.get(node.input[0]) for node in model.graph.node]
     images = synthetic_images(quantized.record.options, 16)
-    assert verify(model, graph, quantized.graph_module, images).agreement == 1.0
+    assert verify(model, graph, quantized.graph_module, images, graph).agreement == 1.0
 
 
 def test_parity_is_told_against_the_network_as_it_was_quantized() -> None:
@@ -120,6 +124,7 @@ def test_parity_is_told_against_the_network_as_it_was_quantized() -> None:
         graph,
         quantized.graph_module,
         synthetic_images(quantized.record.options, 16),
+        graph,
     )
     # Tensors without negative values have lost half of their steps.
     assert found.cosine < 0.999
@@ -190,18 +195,83 @@ def test_a_wrong_file_is_told_with_its_first_layer(bits: str, layer: str, words:
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == f"weight_quantizers.{layer}.codes")
     weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
     with pytest.raises(ExportError, match=words):
-        compare_layers(model, graph, synthetic_images(quantized.record.options, 8))
+        compare_layers(model, graph, quantized.graph_module, synthetic_images(quantized.record.options, 8))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_codes_that_are_all_off_by_one_are_no_rounding(bits: str) -> None:
+    quantized = finished_network(Residual(), bits)
+    graph, model = export_graph(quantized, ExportOptions()), built(quantized)
+    producer = next(node for node in model.graph.node if node.output[0] == "requantize_1")
+    point = next(tensor for tensor in model.graph.initializer if tensor.name == producer.input[2])
+    shifted = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(point) + numpy.uint8(1), "shifted")
+    model.graph.initializer.append(shifted)
+    producer.input[2] = "shifted"
+    with pytest.raises(ExportError, match=r"first at .*, by 1\.0 steps of its grid"):
+        compare_layers(model, graph, quantized.graph_module, synthetic_images(quantized.record.options, 8))
+
+
+def test_a_file_of_a_wrong_graph_is_told_by_the_simulation(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(Requantize):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return super().forward(0.9 * values)
+
+    monkeypatch.setattr(integer_graph, "Requantize", Wrong)
+    with pytest.raises(ExportError, match="first at images"):
+        export_onnx(finished_network(Residual()), out)
+    assert not out.exists()
+
+
+class OwnProduct(nn.Module):
+    """Its head is a product of its own with a parameter, which runs between integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.conv(images)).mean((2, 3))
+        return self.fc(torch.relu(torch.addmm(self.bias, features, self.weight)))
+
+
+def test_a_product_whose_weights_the_runtime_would_round_by_itself_is_refused(out: Path) -> None:
+    with pytest.raises(ExportError, match=r"addmm at .* has its weights in float.*put nn\.Linear in its place"):
+        export_onnx(finished_network(OwnProduct()), out)
+    assert not out.exists()
+
+
+def test_a_product_whose_weights_the_runtime_rounds_is_told_by_its_codes(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(onnx_file._INSTEAD, "addmm")
+    with pytest.raises(ExportError, match="first at"):
+        export_onnx(finished_network(OwnProduct()), out)
+
+
+@pytest.mark.parametrize(
+    ("choices", "bits"),
+    [({"profile": "tensorrt"}, "w8a8"), ({"reduce_range": True}, "w8a8"), ({"reduce_range": True}, "w4a8")],
+)
+def test_files_for_other_runtimes_are_written(choices: dict[str, Any], bits: str, out: Path) -> None:
+    exported = export_onnx(finished_network(Residual(), bits), out, **choices)
+    assert exported.parity.cosine > 0.999
+    model = onnx.load(out)
+    onnx.checker.check_model(model, full_check=True)
+    if "reduce_range" in choices:
+        codes = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+        assert max(int(numpy.abs(weight.astype(int)).max()) for weight in codes if weight.ndim > 1) <= 64
 
 
 def test_a_file_whose_tensors_have_other_names_is_not_taken_for_right() -> None:
     quantized = finished_network(Residual())
-    model = built(quantized)
+    graph, model = export_graph(quantized, ExportOptions()), built(quantized)
     for node in model.graph.node:
         for names in (node.input, node.output):
             for place, name in enumerate(names):
                 names[place] = name.replace("requantize", "other")
     with pytest.raises(ExportError, match="cannot be compared"):
-        compare_layers(model, export_graph(quantized, ExportOptions()), synthetic_images(quantized.record.options, 8))
+        compare_layers(model, graph, quantized.graph_module, synthetic_images(quantized.record.options, 8))
 
 
 @pytest.mark.parametrize("write", [export_onnx, export_torch])
