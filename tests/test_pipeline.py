@@ -338,7 +338,9 @@ def test_a_damaged_file_of_tensors_is_named(saved: Path, name: str, damage: str)
         (lambda config: config.pop("graph"), r"config\.json is damaged: it holds no 'graph'"),
         (lambda config: config["graph"].pop(), r"config\.json is damaged: a graph of it .* one output"),
         (lambda config: config["graph"][0].update(op="call_anything"), r"config\.json is damaged: the saved graph"),
-        (lambda config: config["quantized_tensors"].pop(), r"model\.safetensors is damaged"),
+        (lambda config: config["quantized_tensors"].pop(), r"config\.json is damaged: its content is not"),
+        (lambda config: config["quantized_tensors"][1].update(bits=3), r"config\.json is damaged: its content is not"),
+        (lambda config: config["options"].update(seed=7), r"config\.json is damaged: its content is not"),
     ],
 )
 def test_a_damaged_configuration_is_told_in_a_sentence(saved: Path, change: Callable[..., object], words: str) -> None:

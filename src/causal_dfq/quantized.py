@@ -139,7 +139,8 @@ class QuantizedNetwork(nn.Module):
         _remove(folder / CONFIG_FILE)
         write_tensors(folder / MODEL_FILE, detached_state(self.graph_module.state_dict()))
         write_tensors(folder / FLOAT_FILE, detached_state(self.reference.state_dict()))
-        config["sha256"] = {name: _sha256(folder / name) for name in (MODEL_FILE, FLOAT_FILE)}
+        digests = {name: _sha256(folder / name) for name in (MODEL_FILE, FLOAT_FILE)}
+        config["sha256"] = {**digests, CONFIG_FILE: _configuration_digest(config)}
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
 
 
@@ -161,6 +162,8 @@ def load(folder: str | Path) -> QuantizedNetwork:
                 raise ValueError("a graph of it has not one input and one output")
         # Folders of earlier versions have none.
         expected = dict(config.get("sha256", {}))
+        if expected.get(CONFIG_FILE, _configuration_digest(config)) != _configuration_digest(config):
+            raise ValueError("its content is not what was saved")
     states = [_read_tensors(folder / name, expected.get(name)) for name in (MODEL_FILE, FLOAT_FILE)]
     rebuilt = []
     for name, graph, state, widths in zip((MODEL_FILE, FLOAT_FILE), graphs, states, (bits, {}), strict=True):
@@ -197,6 +200,13 @@ def _read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _configuration_digest(config: dict[str, Any]) -> str:
+    content = {name: value for name, value in config.items() if name != "sha256"}
+    # As a reader of the file finds it: without tuples, and with names that are text.
+    written = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()
 
 
 def is_quantized_folder(folder: Path) -> bool:
