@@ -261,7 +261,9 @@ def test_large_images_are_imprinted_scenes_and_train_no_generator(monkeypatch: p
     assert list(dict.fromkeys(names)) == ["imprint", "calibration", "rounding"]
     assert quantized.record.causal_model == ""
     assert quantized.record.has_statistics
-    assert not any(name.startswith("analysis_") for name in quantized.record.last_metrics)
+    measured = {name for name in quantized.record.last_metrics if name.startswith("analysis_")}
+    assert measured == {"analysis_cka", "analysis_attention_overlap"}
+    assert all(0.5 < quantized.record.last_metrics[name] <= 1 + 1e-6 for name in measured)
 
 
 def test_a_method_of_statistics_refuses_a_network_without_norm() -> None:
@@ -301,6 +303,7 @@ def test_damaged_folder_is_told(tmp_path: Path) -> None:
 def test_the_methods_of_the_field_run_from_the_same_call(method: str, tmp_path: Path) -> None:
     quantized = quantize(trained(Residual()), method=method)
     assert quantized.record.options.method == method
+    assert 0 < quantized.record.last_metrics["analysis_cka"] <= 1 + 1e-6
     quantized.save(tmp_path)
     assert torch.equal(causal_dfq.load(tmp_path)(images()), quantized(images()))
     assert torch.equal(quantize(trained(Residual()), method=method)(images()), quantized(images()))

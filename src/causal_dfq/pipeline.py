@@ -295,7 +295,7 @@ def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     for step in range(steps_done, run.total_steps):
         with arithmetic(run):
             metrics = run.run_step(step)
-        if step in (run.steps_before_calibration, run.total_steps - 1) and isinstance(run.synthesis, GeneratorTraining):
+        if step in (run.steps_before_calibration, run.total_steps - 1):
             metrics |= analyse(run)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 

@@ -46,7 +46,7 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
         agreement = 100 * metrics["agreement"]
         table.add_row("agreement", f"{agreement:.0f} % with the float network on the last synthetic batch")
     if PREFIX + "cka" in metrics:
-        table.add_row("do(style)", _under_interventions(metrics))
+        table.add_row(*_analysis(metrics))
     if record.options.memory_limit is not None:
         used = Recipe(**record.recipe)  # type: ignore[arg-type]
         limit, has_generator = record.options.memory_limit, bool(record.causal_model)
@@ -57,12 +57,16 @@ def summary_table(quantized: QuantizedNetwork, folder: Path) -> Table:
     return table
 
 
-def _under_interventions(metrics: dict[str, float]) -> str:
+def _analysis(metrics: dict[str, float]) -> tuple[str, str]:
+    """What was done to the images, and what came of it."""
     found = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
+    likeness = f"CKA of Q to P {found['cka']:.2f}"
+    if "attention_overlap" in found:
+        likeness += f", Grad-CAM overlap {found['attention_overlap']:.2f}"
+    if "content_accuracy_pretrained" not in found:
+        return "likeness", likeness
     p, q = (100 * found[f"content_accuracy_{network}"] for network in ("pretrained", "quantized"))
-    text = f"the content's class is seen by P in {p:.0f} %, by Q in {q:.0f} %; CKA of Q to P {found['cka']:.2f}"
-    overlap = found.get("attention_overlap")
-    return text if overlap is None else f"{text}, Grad-CAM overlap {overlap:.2f}"
+    return "do(style)", f"the content's class is seen by P in {p:.0f} %, by Q in {q:.0f} %; {likeness}"
 
 
 def _batches(used: Recipe, full: Recipe, limit: int, has_generator: bool) -> str:

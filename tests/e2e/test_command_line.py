@@ -230,6 +230,7 @@ def test_network_without_norm_is_told_what_guided_its_images(tmp_path: Path) -> 
     done = quantize(tmp_path / "run", "--bits", "w8a8", network=WITHOUT_NORM)
     assert done.returncode == 0, done.stderr
     assert "the network has no BatchNorm" in done.stdout
+    assert "CKA of Q to P" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert {tensor["kind"] for tensor in config["quantized_tensors"]} == {"weight", "activation"}
     assert (tmp_path / "run" / "samples.png").stat().st_size > 1000

@@ -1,4 +1,7 @@
-"""The causal analysis of a run: P and Q under the same interventions on style, on images that no step trains on."""
+"""The causal analysis of a run: P and Q under the same interventions on style, on images that no step trains on.
+
+Where no generator makes the images there is nothing to intervene on: how alike both networks see is measured alone.
+"""
 
 from __future__ import annotations
 
@@ -31,33 +34,50 @@ class _Sight:
 def analyse(run: Equilibrium) -> Metrics:
     """Measures P and Q under do(style), about as many images as a student batch, `STYLES` styles a content.
 
-    The draws come from the seed of the run alone: training goes on as if nothing had been measured, and every
-    analysis of a run sees the same contents and styles. Names start with `PREFIX`.
+    Without a generator: both on images that Q learns on, where P looks for its own class. The draws come from the seed
+    of the run alone: training goes on as if nothing had been measured, and every analysis of a run sees the same
+    images. Names start with `PREFIX`.
     """
-    synthesis = run.synthesis
-    assert isinstance(synthesis, GeneratorTraining)
+    if isinstance(run.synthesis, GeneratorTraining):
+        found = _under_interventions(run, run.synthesis)
+    else:
+        images = run.sensitivity_images()
+        with torch.no_grad():
+            labels = run.views.pretrained_logits(images).argmax(1)
+        found = _likeness(*_both(run, images, labels))
+    return {PREFIX + name: float(value) for name, value in found.items()}
+
+
+def _under_interventions(run: Equilibrium, synthesis: GeneratorTraining) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(run.seed)
     contents = max(4, run.recipe.student_images // STYLES)
     content = synthesis.model.sample(CONTENT, contents, random)
     intervened = style_interventions(synthesis.model, content, STYLES, random)
     with torch.no_grad(), run.views.autocast():
         images = intervened.sample(IMAGE, 0, random)
-    labels = content.labels.repeat(STYLES)
-    folded, quantized = run.views.folded, run.views.quantized
-    attended = run.views.attended
-    p, q = (_look(run, network, attended, images, labels) for network in (folded, quantized))
+    p, q = _both(run, images, content.labels.repeat(STYLES))
     by_style_p, by_style_q = (sight.logits.unflatten(0, (STYLES, -1)) for sight in (p, q))
-    found = {
+    return {
         "discrepancy": interventional_discrepancy(by_style_p, by_style_q),
         "sensitivity_pretrained": style_sensitivity(by_style_p),
         "sensitivity_quantized": style_sensitivity(by_style_q),
         "content_accuracy_pretrained": content_accuracy(by_style_p, content.labels),
         "content_accuracy_quantized": content_accuracy(by_style_q, content.labels),
-        "cka": linear_cka(p.embedding, q.embedding),
+        **_likeness(p, q),
     }
+
+
+def _likeness(p: _Sight, q: _Sight) -> dict[str, Tensor]:
+    found = {"cka": linear_cka(p.embedding, q.embedding)}
     if p.attention is not None and q.attention is not None:
         found["attention_overlap"] = map_overlap(p.attention, q.attention)
-    return {PREFIX + name: float(value) for name, value in found.items()}
+    return found
+
+
+def _both(run: Equilibrium, images: Tensor, labels: Tensor) -> tuple[_Sight, _Sight]:
+    attended = run.views.attended
+    p, q = (_look(run, network, attended, images, labels) for network in (run.views.folded, run.views.quantized))
+    return p, q
 
 
 def _look(run: Equilibrium, network: fx.GraphModule, attended: str | None, images: Tensor, labels: Tensor) -> _Sight:
