@@ -241,6 +241,43 @@ def test_a_product_whose_weights_the_runtime_would_round_by_itself_is_refused(ou
     assert not out.exists()
 
 
+class OwnHead(OwnProduct):
+    """The same product gives the logits, which no runtime rounds."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, torch.relu(self.conv(images)).mean((2, 3)), self.weight)
+
+
+def test_a_product_that_stays_in_float_is_written(out: Path) -> None:
+    exported = export_onnx(finished_network(OwnHead()), out)
+    assert exported.parity.agreement == 1.0
+    assert max(layer.share for layer in exported.parity.layers) < 0.01
+
+
+class Shares(nn.Module):
+    """A softmax over the branches of each group, of what a layer writes; branches are the dimension given."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.branches, self.fc = nn.Linear(16, 24), nn.Linear(16, 5)
+        self.dimension = dimension
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.norm(self.conv(images))).mean((2, 3))
+        shares = self.branches(features).view(-1, 2, 3, 4).softmax(self.dimension)
+        return self.fc(features * shares.flatten(1)[:, :16])
+
+
+@pytest.mark.parametrize("choices", [{}, {"reduce_range": True}, {"profile": "tensorrt"}])
+@pytest.mark.parametrize("dimension", [1, 2, 3, -1, -3])
+def test_shares_in_the_runtimes_own_unit_are_no_fault(dimension: int, choices: dict[str, Any], out: Path) -> None:
+    exported = export_onnx(finished_network(Shares(dimension), "w8a8"), out, **choices)
+    assert exported.parity.cosine > 0.999
+    if not choices and dimension != 2:
+        assert max(layer.share for layer in exported.parity.layers) < 0.01
+
+
 def test_a_product_whose_weights_the_runtime_rounds_is_told_by_its_codes(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,3 +296,20 @@ def test_a_norm_over_tokens_is_not_folded_into_the_layer_of_each(shape: tuple[in
     network = TokenNorm(shape[1] * shape[2]).eval()
     images = torch.randn(4, *shape)
     assert torch.allclose(fold_batch_norm(capture(network, shape))(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+class LinearProbe(Residual):
+    """Its head was trained alone: no gradient passes from it to the features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv1(images).detach().mean((2, 3)))
+
+
+def test_what_kept_gradients_from_a_part_does_not_keep_them_from_the_quantized_network() -> None:
+    network = trained(LinearProbe())
+    captured = capture(network, SHAPE)
+    torch.testing.assert_close(captured(images()), network(images()), rtol=0, atol=1e-6)
+    weight = captured.get_parameter("conv1.weight").requires_grad_()
+    captured(images()).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0

@@ -28,11 +28,14 @@ from causal_dfq.files import check_target, write_atomically
 from causal_dfq.network.error_text import first_line
 from causal_dfq.network.operations import (
     TRANSPOSED_CONVOLUTION_NAMES,
+    clipping_bounds,
+    hands_values_on,
     module_path,
     operation_name,
     unrounded_layers,
 )
 from causal_dfq.quantized import QuantizedNetwork
+from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
 from causal_dfq.version import __version__
 
 Storage = Literal["fast", "packed"]
@@ -42,7 +45,7 @@ VERIFIED_IMAGES = 64
 LEAST_PARITY = 0.9
 # The lowest that torch's exporter writes; of the operators here some are in it alone, as a ReduceMean over given axes.
 _LOWEST_OPSET = 18
-# Operations whose weights stay in float and ONNX Runtime rounds where all around them is in integers.
+# Operations whose weights stay in float, and which ONNX Runtime rounds where it finds them between integers.
 _INSTEAD = dict.fromkeys(TRANSPOSED_CONVOLUTION_NAMES, "an upsampling and a convolution") | {"addmm": "nn.Linear"}
 
 
@@ -135,7 +138,7 @@ def export_graph(quantized: QuantizedNetwork, options: ExportOptions) -> fx.Grap
         )
     simulated = quantized.graph_module
     for node in unrounded_layers(simulated.graph):
-        if operation_name(node) in _INSTEAD:
+        if operation_name(node) in _INSTEAD and _becomes_codes(node):
             raise ExportError(
                 f"{operation_name(node)} at {module_path(node)} has its weights in float, and ONNX Runtime would round "
                 f"them by itself; put {_INSTEAD[operation_name(node)]} in its place, then quantize again"
@@ -150,6 +153,16 @@ def export_graph(quantized: QuantizedNetwork, options: ExportOptions) -> fx.Grap
             "quantize with --protocol deploy"
         )
     return integer_graph(with_symmetric_activations(simulated), "int8")
+
+
+def _becomes_codes(node: fx.Node) -> bool:
+    """Whether a quantizer reads a tensor, as it is, clipped or moved."""
+    for user in node.users:
+        if user.op == "call_module" and str(user.target).startswith(f"{ACTIVATION_QUANTIZERS}."):
+            return True
+        if (clipping_bounds(user) is not None or hands_values_on(user)) and _becomes_codes(user):
+            return True
+    return False
 
 
 def onnx_model(graph: fx.GraphModule, quantized: QuantizedNetwork, options: ExportOptions) -> onnx.ModelProto:

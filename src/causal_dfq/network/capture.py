@@ -196,7 +196,7 @@ def _cleaned(module: torch.nn.Module) -> fx.GraphModule:
     inline_regions(module)
     _make_functional(module)
     _set_evaluation(module)
-    _remove_dropout(module)
+    _remove_identities(module)
     _remove_assertions(module)
     fold_constants(module)
     make_beside_images(module)
@@ -278,8 +278,9 @@ def _set_evaluation(module: fx.GraphModule) -> None:
             node.args = (*node.args[:2], False)
 
 
-def _remove_dropout(module: fx.GraphModule) -> None:
-    removed = _DROPOUT | {aten.contiguous.default, aten.clone.default}
+def _remove_identities(module: fx.GraphModule) -> None:
+    """Dropout, copies, and what keeps gradients from a part: the quantized network is trained as a whole."""
+    removed = _DROPOUT | {aten.contiguous.default, aten.clone.default, aten.detach.default, aten.alias.default}
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in removed:
             node.replace_all_uses_with(node.args[0])

@@ -59,7 +59,11 @@ class SimulatedOperation:
         """Whether a node calls the operator with the constants."""
         if node.target != self.operator or node.kwargs:
             return False
-        return list(self.constants) == [argument for argument in node.args if not isinstance(argument, fx.Node)]
+        given = [argument for argument in node.args if not isinstance(argument, fx.Node)]
+        if self.operator == aten.softmax.int and len(given) == 1:
+            dimensions = node.meta["val"].ndim
+            return bool(given[0] % dimensions == self.constants[0] % dimensions)
+        return list(self.constants) == given
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The tensors that it reads."""

@@ -1,6 +1,7 @@
 """The causal analysis of a run: P and Q under the same interventions on style, on images that no step trains on.
 
-Where no generator makes the images there is nothing to intervene on: how alike both networks see is measured alone.
+Where no generator makes the images there is nothing to intervene on: how alike both networks see is measured alone, on
+some of the images that Q learns on.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ class _Sight:
 def analyse(run: Equilibrium) -> Metrics:
     """Measures P and Q under do(style), about as many images as a student batch, `STYLES` styles a content.
 
-    Without a generator: both on images that Q learns on, where P looks for its own class. The draws come from the seed
-    of the run alone: training goes on as if nothing had been measured, and every analysis of a run sees the same
-    images. Names start with `PREFIX`.
+    Without a generator: both on some of the images that Q learns on, for the class that P sees. The draws come from
+    the seed of the run alone: training goes on as if nothing had been measured, and every analysis of a run sees the
+    same images. Names start with `PREFIX`.
     """
     if isinstance(run.synthesis, GeneratorTraining):
         found = _under_interventions(run, run.synthesis)
     else:
-        images = run.sensitivity_images()
+        # No more than synthesis sends through P backwards at a time.
+        images = run.sensitivity_images()[: run.recipe.pool_batch]
         with torch.no_grad():
             labels = run.views.pretrained_logits(images).argmax(1)
         found = _likeness(*_both(run, images, labels))
