@@ -31,7 +31,8 @@ What the commands need beside the repository:
   training images to the folder `package` of `--real-images package`
 
 `--images FOLDER` is made where it is missing: runs with the same synthesis find their images there, unless
-another version of the package, another network or another recipe made them."""
+another version of the package, another network, another recipe, another machine's processor or another number of
+threads made them."""
 
 _Measured = tuple[int, str, str, str, str, int]
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import causal_dfq
+from bench.environment import describe
 from causal_dfq.files import detached_state, write_tensors
 from causal_dfq.pipeline import arithmetic
 from causal_dfq.training.budget import pays_for_compilation
@@ -21,7 +22,6 @@ from causal_dfq.training.equilibrium import Equilibrium
 
 _OF_SYNTHESIS = ("generator.", "generator_optimizer.", "imprint_optimizer.", "random")
 _SECONDS, _MAKER = "seconds", "maker"
-_PACKAGE = Path(causal_dfq.__file__).parent
 # Of the package's sources, what no run reaches.
 _BESIDE_RUNS = ("export", "cli.py")
 _BUDGET_OF_IMAGES = ("warmup_steps", "imprint_batches", "imprint_iterations")
@@ -52,10 +52,24 @@ _RECIPE_OF_STUDENT = frozenset(
 )
 
 
+def hash_of_sources(package: Path) -> str:
+    """SHA-256 of the sources of a package that a run can reach."""
+    sha = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in _BESIDE_RUNS:
+            sha.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+# Taken at import: later the files may be others than those that this process runs.
+_SOURCES = hash_of_sources(Path(causal_dfq.__file__).parent)
+
+
 def synthesize(run: Equilibrium, path: Path) -> float:
     """Brings a run to its calibration, by the file of an earlier run or by making the file; the bits are the same.
 
-    A file that another package, network, recipe, budget or seed made is made anew.
+    A file that another package, network, recipe, budget, seed, processor or number of threads made is made anew.
 
     Returns:
         The seconds that making the images took, then or now.
@@ -74,12 +88,8 @@ def synthesize(run: Equilibrium, path: Path) -> float:
 
 
 def maker_of(run: Equilibrium) -> str:
-    """SHA-256 of what the images of a run depend on: the package's sources, the network, the recipe and the seed."""
-    sha = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        name = path.relative_to(_PACKAGE)
-        if name.parts[0] not in _BESIDE_RUNS:
-            sha.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
+    """SHA-256 of what images and seconds depend on: sources, network, recipe, budget, seed, machine and threads."""
+    sha = hashlib.sha256(_SOURCES.encode())
     for name, tensor in sorted(run.views.captured.state_dict().items()):
         sha.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     recipe = {name: value for name, value in asdict(run.recipe).items() if name not in _RECIPE_OF_STUDENT}
@@ -87,8 +97,15 @@ def maker_of(run: Equilibrium) -> str:
     # Compiled arithmetic rounds otherwise.
     is_compiled = pays_for_compilation(run.budget, run.recipe, run.image_shape)
     place = (type(run.synthesis).__name__, run.image_shape, run.pixel_bounds, run.seed, str(run.device), is_compiled)
-    sha.update(repr((torch.__version__, sorted(recipe.items()), sorted(budget.items()), place)).encode())
+    told = (torch.__version__, sorted(recipe.items()), sorted(budget.items()), place, _computer(run.device))
+    sha.update(repr(told).encode())
     return sha.hexdigest()
+
+
+def _computer(device: torch.device) -> tuple[str, str | None, int]:
+    """Processor, accelerator and threads."""
+    machine = describe(str(device))["machine"]
+    return machine["processor"], machine.get("accelerator"), torch.get_num_threads()
 
 
 def _kept(path: Path, maker: str) -> tuple[dict[str, Tensor], float] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from bench import accuracy
@@ -14,6 +15,7 @@ _LARGEST_GAP = 1 / 3
 _LEAST_WAY, _MOST_TIME = 0.8, 1 / 5
 _SAME = 1e-9
 _EFFORTS = ("fast", "balanced", "best")
+_LOAD = "the same processor, accelerator, threads and number of runs side by side"
 
 
 def rivals_section(runs: list[dict[str, Any]]) -> str:
@@ -21,12 +23,14 @@ def rivals_section(runs: list[dict[str, Any]]) -> str:
     lines = [
         "## Beside the field's methods at the same effort",
         "",
-        "The best of the field's methods, by its drop over all its seeds. Compared on the seeds that both have, named",
-        "last: drops, and the agreement with the float network in %, ours first. Beaten: within noise where the",
-        "difference of the drops is smaller than the largest of both methods' paired standard errors of the images",
-        "and standard deviations over all their seeds. Its time is in units of ours, blank where processors differ.",
+        "The best of the field's methods, by its drop over all its seeds. Compared on the seeds that both have (on all",
+        "where they share none), named last: drops, times, and the agreement with the float network in %, ours first.",
+        "Beaten: within noise where the difference of the drops is smaller than the largest of both methods' paired",
+        "standard errors of the images and standard deviations over all their seeds. Its time is in units of ours,",
+        f"blank where not all of these runs had {_LOAD}.",
         f"Gap: where our drop lies between that on real images (0) and GENIE's (1), at most {_LARGEST_GAP:.2f} wanted,",
-        "on the seeds that all three have; blank where one is missing.",
+        "on the seeds that all three have; blank where one was not run, where they share no seed, and where GENIE's",
+        "drop is not above that on real images.",
         "",
         "| network | bits | effort | drop | best of the field | its drop | agreement | beaten | its time | gap "
         "| seeds |",
@@ -34,14 +38,15 @@ def rivals_section(runs: list[dict[str, Any]]) -> str:
     ]
     for row in accuracy.ROWS:
         for effort in _EFFORTS:
-            of_method = _runs_by_method(runs, row, effort)
+            of_method = runs_by_method(runs, row, effort)
             rivals = [method for method in METHODS if method != CAUSAL and method in of_method]
             if CAUSAL in of_method and rivals:
                 lines.append(f"| `{row.network}` | {row.bits} {row.protocol} | {effort} {_rivalry(of_method, rivals)}")
     return "\n".join(lines)
 
 
-def _runs_by_method(runs: list[dict[str, Any]], row: accuracy.Row, effort: str) -> dict[str, list[dict[str, Any]]]:
+def runs_by_method(runs: list[dict[str, Any]], row: accuracy.Row, effort: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a row at an effort, a list a method."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if accuracy.is_of(run, row) and run["effort"] == effort:
@@ -53,22 +58,26 @@ def _rivalry(of_method: dict[str, list[dict[str, Any]]], rivals: Sequence[str]) 
     """The cells that compare ours with the best rival."""
     all_seeds = {method: accuracy.summarize(of_method[method])[0] for method in of_method}
     best = min(rivals, key=lambda method: float(all_seeds[method]["drop"]))
-    ours, theirs = _on_common_seeds(of_method, CAUSAL, best)
+    ours, theirs = on_common_seeds(of_method, CAUSAL, best) or (all_seeds[CAUSAL], all_seeds[best])
+    time = _share_of_time(_of_seeds(of_method[best], theirs["seeds"]), _of_seeds(of_method[CAUSAL], ours["seeds"]))
     noise = max(_noise(all_seeds[CAUSAL]), _noise(all_seeds[best]))
     return (
         f"| {accuracy.drop_text(ours)} | {best}, of {len(rivals)} | {accuracy.drop_text(theirs)} "
         f"| {ours['agreement']:.2f}, {theirs['agreement']:.2f} | {_beaten(theirs['drop'] - ours['drop'], noise)} "
-        f"| {_time(all_seeds[best], all_seeds[CAUSAL])} | {_gap(of_method)} | {_seeds(ours, theirs)} |"
+        f"| {'' if time is None else f'{time:.2f}'} | {_gap(of_method)} | {_seeds(ours, theirs)} |"
     )
 
 
-def _on_common_seeds(of_method: dict[str, list[dict[str, Any]]], *methods: str) -> list[dict[str, Any]]:
-    """An entry a method, of the seeds that all have; of all seeds where they have none in common."""
-    common = set.intersection(*({run["seed"] for run in of_method[method]} for method in methods))
-    return [
-        accuracy.summarize([run for run in of_method[method] if not common or run["seed"] in common])[0]
-        for method in methods
-    ]
+def on_common_seeds(of_method: dict[str, list[dict[str, Any]]], *methods: str) -> list[dict[str, Any]]:
+    """An entry a method, of the seeds that all have; none where a method is missing or they share no seed."""
+    common = set.intersection(*({run["seed"] for run in of_method.get(method, [])} for method in methods))
+    if not common:
+        return []
+    return [accuracy.summarize(_of_seeds(of_method[method], common))[0] for method in methods]
+
+
+def _of_seeds(runs: list[dict[str, Any]], seeds: Collection[int]) -> list[dict[str, Any]]:
+    return [run for run in runs if run["seed"] in seeds]
 
 
 def _noise(entry: dict[str, Any]) -> float:
@@ -88,19 +97,25 @@ def _seeds(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     return first if first == second else f"ours {first}; theirs {second}"
 
 
-def _time(entry: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The time of an entry in units of ours, where both ran on processors of one kind."""
-    return f"{entry['seconds'] / ours['seconds']:.2f}" if _is_comparable(entry, ours) else ""
+def _share_of_time(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> float | None:
+    """The mean time of runs in units of that of others; None where some are missing or loads differ."""
+    if not runs or not others or len({_load(run) for run in [*runs, *others]}) > 1:
+        return None
+    first, second = (statistics.mean(run["seconds"] for run in each) for each in (runs, others))
+    return float(first / second)
 
 
-def _is_comparable(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first["processors"] == second["processors"] and len(first["processors"]) == 1
+def _load(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What seconds depend on beside the work itself."""
+    machine = run["origin"]["machine"]
+    return machine["processor"], machine.get("accelerator"), run["threads"], run["jobs"]
 
 
 def _gap(of_method: dict[str, list[dict[str, Any]]]) -> str:
-    if GENIE not in of_method or accuracy.REAL not in of_method:
+    found = on_common_seeds(of_method, CAUSAL, GENIE, accuracy.REAL)
+    if not found:
         return ""
-    ours, genie, real = _on_common_seeds(of_method, CAUSAL, GENIE, accuracy.REAL)
+    ours, genie, real = found
     if genie["drop"] <= real["drop"]:
         return ""
     return f"{(ours['drop'] - real['drop']) / (genie['drop'] - real['drop']):.2f}"
@@ -123,15 +138,15 @@ def rivals_note(entries: list[dict[str, Any]]) -> str:
     )
 
 
-def efforts_section(entries: list[dict[str, Any]]) -> str:
+def efforts_section(runs: list[dict[str, Any]]) -> str:
     """How far `balanced` goes from `fast` to `best`, in what share of the time, and whether that is what is wanted."""
     lines, is_met = [], []
     for row in accuracy.ROWS:
-        of_row = {e["effort"]: e for e in entries if accuracy.is_of(e, row) and e["method"] == CAUSAL}
-        if len(of_row) < 2:
+        of_effort = {effort: runs_by_method(runs, row, effort).get(CAUSAL, []) for effort in _EFFORTS}
+        if sum(map(bool, of_effort.values())) < 2:
             continue
-        fast, balanced, best = (of_row.get(effort) for effort in _EFFORTS)
-        way, time = _way(fast, balanced, best), _share_of_time(balanced, best)
+        fast, balanced, best = (next(iter(accuracy.summarize(of_effort[effort])), None) for effort in _EFFORTS)
+        way, time = _way(fast, balanced, best), _share_of_time(of_effort["balanced"], of_effort["best"])
         is_met.append(_is_met(way, time))
         drops = " | ".join("" if entry is None else accuracy.drop_text(entry) for entry in (fast, balanced, best))
         shares = " | ".join("" if share is None else f"{share:.0%}" for share in (way, time))
@@ -143,7 +158,9 @@ def efforts_section(entries: list[dict[str, Any]]) -> str:
             "## Efforts",
             "",
             "Drops of `causal`. Way: the share of what `best` saves over `fast` that `balanced` saves. Time: the",
-            "share of the time of `best` that `balanced` takes. Blank: not measured, or on different processors.",
+            "share of the time of `best` that `balanced` takes. Blank: not measured; the way also where `best` saves",
+            "nothing over `fast`; the time also where not all runs of both had",
+            f"{_LOAD}.",
             f"Wanted of every row: {_LEAST_WAY:.0%} of the way in {_MOST_TIME:.0%} of the time. {_verdict(is_met)}",
             "",
             "| network | bits | fast | balanced | best | way | time |",
@@ -157,12 +174,6 @@ def _way(fast: dict[str, Any] | None, balanced: dict[str, Any] | None, best: dic
     if fast is None or balanced is None or best is None or fast["drop"] <= best["drop"]:
         return None
     return float((fast["drop"] - balanced["drop"]) / (fast["drop"] - best["drop"]))
-
-
-def _share_of_time(balanced: dict[str, Any] | None, best: dict[str, Any] | None) -> float | None:
-    if balanced is None or best is None or not _is_comparable(balanced, best):
-        return None
-    return float(balanced["seconds"] / best["seconds"])
 
 
 def _is_met(way: float | None, time: float | None) -> bool | None:

@@ -6,6 +6,7 @@ python -m bench.write_results
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -19,7 +20,7 @@ from bench.causal_section import ablation_section, causal_section
 from bench.environment import ROOT, short_commit
 from bench.networks import is_of_imagenet
 from bench.origin_tables import HOW_TO_MEASURE, origin_section
-from bench.side_by_side import efforts_section, rivals_note, rivals_section
+from bench.side_by_side import efforts_section, on_common_seeds, rivals_note, rivals_section, runs_by_method
 from causal_dfq.files import write_atomically, write_text
 from causal_dfq.training.budget import LARGE_IMAGE_BUDGETS
 
@@ -68,30 +69,55 @@ moved the drop or the agreement with the float network by more than seeds differ
   development images."""
 
 
-def attempts_section(entries: list[dict[str, Any]]) -> str:
+def attempts_section(runs: list[dict[str, Any]]) -> str:
     """What was tried on rows that miss, and what real images say of those rows."""
-    return "\n\n".join([_ATTEMPTS, *_real_note(entries)])
+    return "\n\n".join([_ATTEMPTS, *_real_note(runs)])
 
 
-def _real_note(entries: list[dict[str, Any]]) -> list[str]:
+def _real_note(runs: list[dict[str, Any]]) -> list[str]:
+    entries = accuracy.summarize(runs)
     real = [(row, _found(entries, row, accuracy.REAL, "best")) for row in accuracy.ROWS]
     known = [(row, entry) for row, entry in real if entry is not None]
     if not known:
         return []
-    seeds = max(len(entry["seeds"]) for _, entry in known)
     met = sum(entry["drop"] <= row.largest_drop for row, entry in known)
-    ours = [(row, entry, _found(entries, row, "causal", "best")) for row, entry in known]
-    apart = [
-        f"{found['drop'] - entry['drop']:.2f} on {row.bits} (error of the images {found['paired_error']:.2f})"
-        for row, entry, found in ours
-        if found is not None and found["drop"] > row.largest_drop
-    ]
-    above = f" On the rows that miss, ours lies above it by {' and '.join(apart)}." if apart else ""
+    seeds = _number_of_seeds([len(entry["seeds"]) for _, entry in known])
     return [
-        f"The same training on real training images (`real`, below), {'one seed' if seeds == 1 else f'{seeds} seeds'} "
-        f"a row, meets {met} of the {len(known)} goals that it was measured for.{above} A difference well above that "
-        "error hints at the synthetic images; one below it says nothing."
+        f"The same training on real training images (`real`, below), {seeds} a row, meets {met} of the {len(known)} "
+        f"goals that it was measured for.{_beside_real(runs, entries)}"
     ]
+
+
+def _number_of_seeds(numbers: list[int]) -> str:
+    fewest, most = min(numbers), max(numbers)
+    if most == 1:
+        return "one seed"
+    return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+
+
+def _beside_real(runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> str:
+    """On each row that misses, our drop less that on real images, on the seeds that both have."""
+    missed = [row for row in accuracy.ROWS if _misses(_found(entries, row, "causal", "best"), row)]
+    pairs = [(row, on_common_seeds(runs_by_method(runs, row, "best"), "causal", accuracy.REAL)) for row in missed]
+    apart = [_apart(row, *pair) for row, pair in pairs if pair]
+    if not apart:
+        return ""
+    return (
+        f" On the rows that miss, our drop less that of `real`, on the seeds that both have: {'; '.join(apart)}. The "
+        "error is that of the images, of both runs combined as if each had images of its own; what seeds differ by "
+        "comes on top. A difference well above it hints at the synthetic images; one below it says nothing."
+    )
+
+
+def _misses(entry: dict[str, Any] | None, row: accuracy.Row) -> bool:
+    return entry is not None and entry["drop"] > row.largest_drop
+
+
+def _apart(row: accuracy.Row, ours: dict[str, Any], real: dict[str, Any]) -> str:
+    seeds = ("seed " if len(ours["seeds"]) == 1 else "seeds ") + ", ".join(map(str, ours["seeds"]))
+    # Both answer for the same images, so their errors go together rather than against each other.
+    error = math.hypot(ours["paired_error"], real["paired_error"])
+    return f"{ours['drop'] - real['drop']:+.2f} on {row.bits} ({seeds}; error at most {error:.2f})"
 
 
 def goals_section(entries: list[dict[str, Any]]) -> str:
@@ -292,10 +318,10 @@ def results_page(results: dict[str, Any]) -> str:
     sections = [
         _INTRODUCTION,
         goals,
-        *([attempts_section(entries)] if "| no, by " in goals else []),
+        *([attempts_section(results["runs"])] if "| no, by " in goals else []),
         methods_section(entries),
         *_beside_the_field(results["runs"], entries),
-        efforts_section(entries),
+        efforts_section(results["runs"]),
         causal_section(results["runs"]),
         ablation_section(results["runs"]),
         plots,

@@ -1,6 +1,7 @@
 """The accuracy bench's summary and page, from made-up runs."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,37 @@ def test_the_page_ties_runs_to_their_commands_and_names_what_commands_left_out()
     assert "Named by a command" not in origin_section({"runs": [run(0, 1.0)]})
 
 
+def real_note(*runs: dict[str, Any]) -> str:
+    return attempts_section(list(runs)).splitlines()[-1]
+
+
 def test_real_images_are_said_to_explain_no_more_than_they_do() -> None:
-    entries = accuracy.summarize([run(0, 1.5), run(0, 0.5, accuracy.REAL), run(0, 4.0, row=1)])
-    note = attempts_section(entries).splitlines()[-1]
+    note = real_note(run(0, 1.5), run(0, 0.5, accuracy.REAL), run(0, 4.0, row=1))
     assert "one seed a row, meets 1 of the 1 goals that it was measured for." in note
-    assert "ours lies above it by 1.00 on w4a4 (error of the images 0.30)." in note
-    assert attempts_section(entries[:1]).splitlines()[-1].startswith("  development images")
+    # The errors of both runs, 0.3 each, together.
+    assert "on the seeds that both have: +1.00 on w4a4 (seed 0; error at most 0.42)." in note
+    assert real_note(run(0, 1.5)).startswith("  development images")
+    assert real_note(run(0, 0.6), run(0, 0.5, accuracy.REAL)).endswith("goals that it was measured for.")
+
+
+def test_ours_and_real_images_are_paired_by_seeds() -> None:
+    ours = [run(0, 1.5), run(1, 4.0), run(2, 2.5)]
+    assert "both have: +1.00 on w4a4 (seed 0;" in real_note(*ours, run(0, 0.5, accuracy.REAL))
+    both = real_note(*ours, run(0, 0.5, accuracy.REAL), run(2, 1.0, accuracy.REAL), run(3, 9.0, accuracy.REAL))
+    assert "both have: +1.25 on w4a4 (seeds 0, 2;" in both
+    assert "our drop less" not in real_note(*ours, run(3, 0.5, accuracy.REAL))
+
+
+def test_a_drop_below_that_on_real_images_is_not_said_to_lie_above() -> None:
+    note = real_note(run(0, 1.5), run(0, 2.0, accuracy.REAL))
+    assert "our drop less that of `real`, on the seeds that both have: -0.50 on w4a4" in note
+    assert "above it by" not in note
+
+
+def test_uneven_numbers_of_seeds_on_real_images_are_told() -> None:
+    first = [run(0, 0.5, accuracy.REAL), run(1, 0.5, accuracy.REAL)]
+    assert ", 2 seeds a row, meets 1 of the 1 goals" in real_note(*first)
+    assert ", 1 to 2 seeds a row, meets 2 of the 2 goals" in real_note(*first, run(0, 1.0, accuracy.REAL, row=1))
 
 
 def test_plots_are_written(tmp_path: Path) -> None:
@@ -213,6 +239,17 @@ def test_the_best_rival_is_named_with_its_share_of_the_time_and_the_gap_to_real_
     assert rivals_section(runs[:1]).splitlines()[-1].startswith("|---")
 
 
+def test_a_gap_is_blank_without_common_seeds_and_where_genie_is_not_above_real_images() -> None:
+    def gap(*runs: dict[str, Any]) -> str:
+        return rivals_section(list(runs)).splitlines()[-1].split(" | ")[-2].strip()
+
+    assert gap(run(0, 1.0), run(1, 1.0), run(1, 3.0, "genie"), run(1, 0.5, accuracy.REAL)) == "0.20"
+    assert gap(run(0, 1.0), run(0, 3.0, "genie"), run(1, 0.5, accuracy.REAL)) == ""
+    assert gap(run(0, 1.0), run(0, 3.0, "genie"), run(0, 3.0, accuracy.REAL)) == ""
+    said = " ".join(rivals_section([]).split())
+    assert "blank where one was not run, where they share no seed, and where GENIE's drop is not above that" in said
+
+
 def test_methods_are_compared_on_common_seeds_and_beyond_noise() -> None:
     def line(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
         return rivals_section([*ours, *theirs]).splitlines()[-1]
@@ -262,26 +299,56 @@ def elsewhere(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "origin": {**found["origin"], "machine": {**MACHINE, "processor": "another"}}}
 
 
-def test_times_of_other_processors_are_not_compared() -> None:
+def accelerated(found: dict[str, Any]) -> dict[str, Any]:
+    """The run with an accelerator beside the same processor."""
+    return {**found, "origin": {**found["origin"], "machine": {**MACHINE, "accelerator": "GPU"}}}
+
+
+def with_threads(found: dict[str, Any]) -> dict[str, Any]:
+    """The run on two threads."""
+    return {**found, "threads": 2}
+
+
+def beside_another(found: dict[str, Any]) -> dict[str, Any]:
+    """The run with another one beside it."""
+    return {**found, "jobs": 2}
+
+
+LOADS = [elsewhere, accelerated, with_threads, beside_another]
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_times_under_other_loads_are_not_compared(load: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     theirs = {**run(0, 2.0, "gdfq"), "seconds": 300.0}
     assert "| yes | 0.50 |" in rivals_section([run(0, 0.8), theirs])
-    assert "| yes |  |" in rivals_section([run(0, 0.8), elsewhere(theirs)])
+    assert "| yes | 0.50 |" in rivals_section([load(run(0, 0.8)), load(theirs)])
+    assert "| yes |  |" in rivals_section([run(0, 0.8), load(theirs)])
+    # Of two seeds of ours one had another load, which counts where it is compared.
+    ours = [run(0, 0.8), load({**run(1, 0.8), "seconds": 60.0})]
+    assert "| yes | 0.50 |" in rivals_section([*ours, theirs])
+    assert "| yes |  |" in rivals_section([*ours, theirs, run(1, 2.0, "gdfq")])
+    efforts = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
+    assert efforts_section(efforts).endswith("| 75% | 25% |")
+    assert efforts_section([*efforts[:2], load(efforts[2])]).endswith("| 75% |  |")
+
+
+def test_the_tables_say_where_times_are_blank() -> None:
+    said = "the same processor, accelerator, threads and number of runs side by side"
+    efforts = efforts_section([run(0, 5.0, effort="fast"), run(0, 1.0)])
+    assert all(said in " ".join(section.split()) for section in (rivals_section([]), efforts))
 
 
 def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
     runs = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
 
-    def section(found: list[dict[str, Any]]) -> str:
-        return efforts_section(accuracy.summarize(found))
-
-    assert section(runs).endswith("| 5.00 | 2.00 | 1.00 | 75% | 25% |")
-    assert "That is missed (rows that can tell: 1; of these reach it: 0)." in section(runs)
+    assert efforts_section(runs).endswith("| 5.00 | 2.00 | 1.00 | 75% | 25% |")
+    assert "That is missed (rows that can tell: 1; of these reach it: 0)." in efforts_section(runs)
     # Without `fast` the time still tells, and without `balanced` nothing does.
-    assert section(runs[1:]).endswith("|  | 2.00 | 1.00 |  | 25% |")
-    assert "That is missed" in section(runs[1:])
-    assert section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 |  |  |")
-    assert "was not measured" in section([runs[0], runs[2]])
+    assert efforts_section(runs[1:]).endswith("|  | 2.00 | 1.00 |  | 25% |")
+    assert "That is missed" in efforts_section(runs[1:])
+    assert efforts_section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 |  |  |")
+    assert "was not measured" in efforts_section([runs[0], runs[2]])
     near = {**run(0, 1.5, effort="balanced"), "seconds": 100.0}
-    assert "That is reached (rows that can tell: 1; of these reach it: 1)." in section([runs[0], near, runs[2]])
-    assert section([runs[0], elsewhere(near), runs[2]]).endswith("| 88% |  |")
-    assert section(runs[:1]) == "## Efforts\n\nNot measured."
+    assert "That is reached (rows that can tell: 1; of these reach it: 1)." in efforts_section([runs[0], near, runs[2]])
+    assert efforts_section([runs[0], elsewhere(near), runs[2]]).endswith("| 88% |  |")
+    assert efforts_section(runs[:1]) == "## Efforts\n\nNot measured."

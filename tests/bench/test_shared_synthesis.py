@@ -11,7 +11,7 @@ from torch import nn
 
 from bench import shared_synthesis
 from bench.ablation import ABLATIONS
-from bench.shared_synthesis import maker_of, synthesize
+from bench.shared_synthesis import hash_of_sources, maker_of, synthesize
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, start_run, train
 from causal_dfq.training import budget
@@ -63,17 +63,43 @@ def test_images_that_something_else_made_are_made_again(tmp_path: Path, monkeypa
         assert file.metadata()["maker"] == maker_of(other) != maker_of(run)
 
 
-def test_a_maker_is_its_sources_network_budget_recipe_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_synthesis, "_PACKAGE", tmp_path)
+def test_sources_are_those_that_a_run_reaches(tmp_path: Path) -> None:
     source, beside = tmp_path / "synthesis.py", tmp_path / "export" / "file.py"
     beside.parent.mkdir()
     source.write_text("1")
+    first = hash_of_sources(tmp_path)
+    beside.write_text("1")
+    assert hash_of_sources(tmp_path) == first
+    source.write_text("2")
+    assert hash_of_sources(tmp_path) != first
+
+
+def test_a_maker_is_told_by_the_sources_as_they_were_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(trained(Residual()), "w8a8", "causal")
+    maker = maker_of(run)
+    # As if the files had changed since.
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", lambda path: b"")
+        assert maker_of(run) == maker
+    monkeypatch.setattr(shared_synthesis, "_SOURCES", "of another package")
+    assert maker_of(run) != maker
+
+
+def test_a_maker_has_its_processor_accelerator_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(trained(Residual()), "w8a8", "causal")
+    machines = ({"processor": "CPU"}, {"processor": "another"}, {"processor": "CPU", "accelerator": "GPU"})
+    makers = set()
+    for machine, threads in [*((machine, 1) for machine in machines), (machines[0], 2)]:
+        monkeypatch.setattr(shared_synthesis, "describe", lambda device, found=machine: {"machine": found})
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=threads: number)
+        makers.add(maker_of(run))
+    assert len(makers) == 4
+
+
+def test_a_maker_is_its_network_budget_recipe_and_seed() -> None:
     run = started(trained(Residual()), "w8a8", "causal")
     makers = {maker_of(run)}
-    beside.write_text("1")
-    assert makers == {maker_of(run), maker_of(started(trained(Residual()), "w2a8", "causal"))}
-    source.write_text("2")
-    makers.add(maker_of(run))
+    assert makers == {maker_of(started(trained(Residual()), "w2a8", "causal"))}
     run.seed = 1
     makers.add(maker_of(run))
     run.budget = replace(run.budget, warmup_steps=1)
@@ -83,7 +109,7 @@ def test_a_maker_is_its_sources_network_budget_recipe_and_seed(tmp_path: Path, m
     with torch.no_grad():
         next(iter(run.views.captured.state_dict().values())).add_(1)
     makers.add(maker_of(run))
-    assert len(makers) == 6
+    assert len(makers) == 5
 
 
 @pytest.mark.parametrize("name", sorted(name for name, each in ABLATIONS.items() if not each.alters_images))
