@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from bench.paired_test import PairedDifference, paired_difference
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, start_run
 
-_FEWEST_PAIRS, _FEWEST_OF_ABLATION = 5, 2
+_FEWEST_PAIRS = 5
 _SIGNIFICANT = 0.05
 # Of a run's causal analysis, and what the page calls it.
 _ANALYSIS = {
@@ -132,31 +132,44 @@ def ablation_section(runs: list[dict[str, Any]]) -> str:
         "## What the other parts add",
         "",
         "The same run and seed with one thing changed (`bench/ablation.py`). Difference: points of drop that this",
-        "costs, below 0 where it saves some.",
+        "costs, below 0 where it saves some; agreement: points of agreement with the float network that it wins, the",
+        "finer measure of the two. ±: the standard deviation over the seeds, where there are several.",
     ]
-    table = [
-        "",
-        "| change | network | bits | effort | drop | drop changed | difference | seeds |",
-        "|---|---|---|---|---:|---:|---:|---:|",
-    ]
-    missing = []
+    table: list[str] = []
+    missing: list[str] = []
+    compared: list[_Pair] = []
     for method in sorted(ABLATIONS.keys() - {WITHOUT_DISCREPANCY, LONG}):
         change = method.removeprefix("causal-").replace("-", " ")
-        of_change = [_ablation_line(change, *found) for found in _comparisons(runs, method, _FEWEST_OF_ABLATION)]
-        table += of_change
+        of_change = list(_comparisons(runs, method, 1))
+        table += [_ablation_line(change, *found) for found in of_change]
+        compared += [pair for _, _, pairs in of_change for pair in pairs]
         missing += [] if of_change else [change]
-    lines += table if len(table) > 3 else []
+    if table:
+        error = mean(changed["drop_standard_error"] for _, changed in compared)
+        lines += [
+            f"The paired standard error of a drop is {error:.2f} points: a difference below it says little.",
+            "",
+            "| change | network | bits | effort | drop | drop changed | difference | agreement | seeds |",
+            "|---|---|---|---|---:|---:|---:|---:|---|",
+            *table,
+        ]
     if missing:
-        lines += ["", f"Not measured on {_FEWEST_OF_ABLATION} seeds or more: {', '.join(missing)}."]
+        lines += ["", f"Not measured: {', '.join(missing)}."]
     return "\n".join(lines)
 
 
 def _ablation_line(change: str, row: accuracy.Row, effort: str, pairs: list[_Pair]) -> str:
-    changed, found = _of_drops(pairs)
-    return (
-        f"| {change} | `{row.network}` | {row.bits} {row.protocol} | {effort} | {changed - found.mean:.2f} "
-        f"| {changed:.2f} | {found.mean:+.2f} ± {found.spread:.2f} | {found.pairs} |"
+    full, changed = (mean(run["drop"] for run in of_kind) for of_kind in zip(*pairs, strict=True))
+    differences = (
+        _mean_and_spread([altered[name] - kept[name] for kept, altered in pairs]) for name in ("drop", "agreement")
     )
+    seeds = ", ".join(str(kept["seed"]) for kept, _ in pairs)
+    cells = " | ".join([f"{full:.2f}", f"{changed:.2f}", *differences, seeds])
+    return f"| {change} | `{row.network}` | {row.bits} {row.protocol} | {effort} | {cells} |"
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    return f"{mean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _of_drops(pairs: list[_Pair]) -> tuple[float, PairedDifference]:
