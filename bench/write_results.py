@@ -30,6 +30,8 @@ AGAINST_TIME, AGAINST_BITS = ROOT / "docs" / "accuracy_time.png", ROOT / "docs" 
 
 _NO_GENERATOR = "¹"
 _MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
+# In all plots; ablations are in a table of their own.
+_COLOURS = {"causal": "C0", "gdfq": "C1", "genie": "C2", "synq": "C4", "zeroq": "C5", "real": "C3"}
 
 _INTRODUCTION = """# Results
 
@@ -241,8 +243,7 @@ def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4 * min(len(rows), 3), 3 * -(-len(rows) // 3)), layout="constrained")
     panels = figure.subplots(-(-len(rows) // 3), min(len(rows), 3), squeeze=False).flatten()
     for axes, row in zip(panels, rows, strict=False):
-        # A method has one colour in all panels.
-        for number, method in enumerate(sorted({entry["method"] for entry in entries})):
+        for method, colour in _COLOURS.items():
             found = sorted(
                 (entry for entry in entries if accuracy.is_of(entry, row) and entry["method"] == method),
                 key=lambda entry: float(entry["seconds"]),
@@ -250,7 +251,7 @@ def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
             if found:
                 minutes, drops = [e["seconds"] / 60 for e in found], [e["drop"] for e in found]
                 spreads = [e["drop_spread"] or 0.0 for e in found]
-                style = {"marker": "o", "markersize": 4, "linewidth": 1, "color": f"C{number}"}
+                style = {"marker": "o", "markersize": 4, "linewidth": 1, "color": colour}
                 axes.errorbar(minutes, drops, spreads, label=method, **style)
         axes.axhline(row.largest_drop, color="0.7", linewidth=1, linestyle="--")
         axes.set_title(f"{row.network}\n{row.bits} {row.protocol}; dashed: the goal", fontsize=8)
@@ -278,14 +279,14 @@ def draw_against_bits(entries: list[dict[str, Any]], path: Path) -> None:
         of_network = [
             e for e in entries if e["network"] == network and e["protocol"] == "gdfq" and e["effort"] == "best"
         ]
-        for method in sorted({entry["method"] for entry in of_network}):
+        for method, colour in _COLOURS.items():
             found = sorted(
                 (entry for entry in of_network if entry["method"] == method), key=lambda entry: str(entry["bits"])
             )
-            bits = [int(entry["bits"][1]) for entry in found]
-            axes.errorbar(
-                bits, [e["top1"] for e in found], [e["drop_spread"] or 0.0 for e in found], marker="o", label=method
-            )
+            if found:
+                bits, top1 = [int(entry["bits"][1]) for entry in found], [entry["top1"] for entry in found]
+                spreads = [entry["drop_spread"] or 0.0 for entry in found]
+                axes.errorbar(bits, top1, spreads, marker="o", label=method, color=colour)
         if of_network:
             axes.axhline(of_network[0]["float_top1"], color="0.7", linewidth=1, linestyle="--", label="FP32")
             axes.legend(fontsize=7)
