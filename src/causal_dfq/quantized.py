@@ -162,7 +162,8 @@ def load(folder: str | Path) -> QuantizedNetwork:
                 raise ValueError("a graph of it has not one input and one output")
         # Folders of earlier versions have none.
         expected = dict(config.get("sha256", {}))
-        if expected.get(CONFIG_FILE, _configuration_digest(config)) != _configuration_digest(config):
+        found = _configuration_digest(config)
+        if expected.get(CONFIG_FILE, found) != found:
             raise ValueError("its content is not what was saved")
     states = [_read_tensors(folder / name, expected.get(name)) for name in (MODEL_FILE, FLOAT_FILE)]
     rebuilt = []

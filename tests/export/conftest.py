@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from causal_dfq.config import make_options
+from causal_dfq.export.onnx_file import ExportOptions, export_graph, onnx_model
 from causal_dfq.pipeline import finish, prepare, start_run
 from causal_dfq.quantized import QuantizedNetwork
 from tests.networks import trained
@@ -26,6 +28,11 @@ def finished_network(
     images = torch.randn(64, 3, side, side, generator=torch.Generator().manual_seed(0))
     run.views.calibrate([images], options.pixel_bounds)
     return finish(prepared, run, options, {}, 0.0)
+
+
+def built(quantized: QuantizedNetwork, **choices: object) -> onnx.ModelProto:
+    options = ExportOptions(**choices)  # type: ignore[arg-type]
+    return onnx_model(export_graph(quantized, options), quantized, options)
 
 
 @pytest.fixture

@@ -78,20 +78,20 @@ def verify(
     graph: fx.GraphModule,
     simulated: fx.GraphModule,
     images: Tensor,
-    compared: fx.GraphModule | None = None,
+    compared: fx.GraphModule,
 ) -> Parity:
     """The parity of an ONNX model with the simulated network, on images (N, C, H, W).
 
     Args:
         graph: the integer graph that the model was made of.
         simulated: the network as it was quantized.
-        compared: the network whose layers must give what the model's give, on some of the images; the simulated one
-            where it is left out.
+        compared: the network whose layers must give what the model's give, on some of the images; see
+            `compare_layers`.
 
     Raises:
         ExportError: a layer differs by more than rounding; the message names the first one.
     """
-    layers = compare_layers(model, graph, compared or simulated, images[:_IMAGES_BY_LAYER])
+    layers = compare_layers(model, graph, compared, images[:_IMAGES_BY_LAYER])
     session = onnxruntime_session(model.SerializeToString())
     name = session.get_inputs()[0].name
     with torch.no_grad():
