@@ -19,6 +19,7 @@ from causal_dfq.errors import ConfigError, NetworkError, OutputError
 from causal_dfq.fusion import can_compile
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.pipeline import finish, prepare, start_run, train
+from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
 from causal_dfq.quantizer.residual_grids import share_step_sizes
 from causal_dfq.training import budget, equilibrium
 from causal_dfq.training.budget import Budget
@@ -159,6 +160,21 @@ def test_a_training_that_has_diverged_is_told_and_an_infinite_mask_is_none() -> 
         prepared.quantized.get_submodule(f"{LAYERS}.linear").bias.fill_(torch.nan)
     with pytest.raises(NetworkError, match="diverged"):
         finish(prepared, run, options, {}, 0.0)
+
+
+def test_a_last_step_that_diverges_is_told_before_it_is_analysed(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = make_options(bits="w8a8", input_shape=(3, 8, 8))
+    run = start_run(prepare(trained(Residual()), options), options, torch.device("cpu"))
+    run.calibrate()
+
+    def diverge(step: int) -> dict[str, float]:
+        for quantizer in run.quantized.get_submodule(ACTIVATION_QUANTIZERS).children():
+            quantizer.zero_point.data.fill_(torch.nan)
+        return {}
+
+    monkeypatch.setattr(run, "run_step", diverge)
+    with pytest.raises(NetworkError, match="zero_point of the quantized network is not finite"):
+        list(train(run, run.total_steps - 1))
 
 
 def test_on_step_hears_every_step() -> None:

@@ -290,12 +290,16 @@ def train(run: Equilibrium, steps_done: int = 0) -> Iterator[StepReport]:
     """Runs the remaining steps; after each, the run can be saved or left.
 
     The causal analysis joins the metrics when Q is calibrated and not yet trained, and after the last step.
+
+    Raises:
+        NetworkError: something of Q is not finite then.
     """
     keep_freed_memory()
     for step in range(steps_done, run.total_steps):
         with arithmetic(run):
             metrics = run.run_step(step)
         if step in (run.steps_before_calibration, run.total_steps - 1):
+            _require_finite(run.quantized)
             metrics |= analyse(run)
         yield StepReport(step + 1, run.total_steps, run.phase(step), metrics)
 
@@ -315,7 +319,14 @@ def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
         NetworkError: something of it is not finite.
     """
     frozen = freeze(prepared.quantized)
-    for name, tensor in frozen.state_dict().items():
+    _require_finite(frozen)
+    if options.protocol == "deploy":
+        simulate_integers(frozen)
+    return frozen
+
+
+def _require_finite(quantized: nn.Module) -> None:
+    for name, tensor in quantized.state_dict().items():
         # A constant of the network's own, such as a mask, may be infinite.
         is_trained = name.split(".")[0] in (LAYERS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS)
         if is_trained and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -323,9 +334,6 @@ def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
                 f"{name} of the quantized network is not finite: its training has diverged; nothing of it can be used, "
                 "try other bits or another effort"
             )
-    if options.protocol == "deploy":
-        simulate_integers(frozen)
-    return frozen
 
 
 def gallery(run: Equilibrium, seed: int) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ from causal_dfq.training import equilibrium
 from causal_dfq.training.budget import BUDGETS, Budget, Recipe
 from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.methods import METHODS
+from causal_dfq.training.student_loss import StudentBatch
 from causal_dfq.training.views import NetworkViews
 from tests.networks import Residual, trained
 
@@ -218,3 +219,23 @@ def test_weights_left_in_float_take_no_gradient() -> None:
     for step in range(4):
         run.run_step(step)
     assert all(parameter.grad is None for parameter in run.quantized.get_submodule("layers").parameters())
+
+
+def test_a_step_whose_gradient_overflows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(Budget(warmup_steps=0, equilibrium_rounds=1, finish_rounds=0, student_steps=1))
+    run.calibrate()
+    run.student_optimizer.param_groups[0]["lr"] = 1e-3
+    batch, loss = run.student_batch(), run.student_loss
+
+    def overflowing(batch: StudentBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = loss(batch)
+        return value * torch.tensor(3e38) * torch.tensor(10.0), metrics
+
+    before = snapshot(run.quantized)
+    monkeypatch.setattr(run, "student_loss", overflowing)
+    assert run.update_student(batch)["left_out"] == 1
+    assert not moved(run.quantized, before)
+    monkeypatch.setattr(run, "student_loss", loss)
+    assert run.update_student(batch)["left_out"] == 0
+    assert moved(run.quantized, before)
+    assert all(bool(parameter.isfinite().all()) for parameter in run.quantized.parameters())

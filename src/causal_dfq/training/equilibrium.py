@@ -299,14 +299,19 @@ class Equilibrium:
         return StudentBatch(drawn, self.views.pretrained_view(drawn.images))
 
     def update_student(self, batch: StudentBatch) -> Metrics:
-        """One step of Q's optimizer, at the rates set; returns the losses and the measured quantities."""
+        """One step of Q's optimizer, at the rates set; returns the losses and the measured quantities.
+
+        A step whose gradient is not finite changes nothing, and `left_out` is 1: a very deep network's overflows.
+        """
         loss, metrics = self.student_loss(batch)
         self.student_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.student_optimizer.step()
-        for quantizer in self._activation_quantizers:
-            quantizer.hold_zero_point()
-        return _as_numbers(metrics)
+        is_finite = nn.utils.get_total_norm(_gradients(self.student_optimizer)).isfinite()
+        if is_finite:
+            self.student_optimizer.step()
+            for quantizer in self._activation_quantizers:
+                quantizer.hold_zero_point()
+        return _as_numbers({**metrics, "left_out": ~is_finite})
 
     def student_loss(self, batch: StudentBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Q's loss on a batch, and its parts and measured quantities."""
@@ -340,6 +345,11 @@ def _parameter_groups(quantized: fx.GraphModule, recipe: Recipe) -> Iterator[dic
         unit = float(quantizer.scale.detach().mean())
         yield {"params": [weight], "base_lr": recipe.weight_lr * unit}
         yield {"params": [bias], "base_lr": recipe.bias_lr * unit}
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _as_numbers(metrics: dict[str, Tensor]) -> Metrics:
