@@ -330,6 +330,10 @@ def test_times_under_other_loads_are_not_compared(load: Callable[[dict[str, Any]
     efforts = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
     assert efforts_section(efforts).endswith("| 75% | 25% |")
     assert efforts_section([*efforts[:2], load(efforts[2])]).endswith("| 75% |  |")
+    # Of two seeds of `best` that of another load does not count in the time.
+    assert efforts_section([*efforts, load({**run(1, 1.0), "seconds": 10.0})]).endswith("| 75% | 25% |")
+    many = [*efforts, load({**run(1, 1.0), "seconds": 300.0}), load({**efforts[1], "seed": 1}), load(run(2, 1.0))]
+    assert efforts_section(many).endswith("| 75% | 33% |")
 
 
 def test_the_tables_say_where_times_are_blank() -> None:
