@@ -43,6 +43,7 @@ from causal_dfq.quantized import QuantizedNetwork, RunRecord, freeze
 from causal_dfq.quantizer.accumulator import simulate_integers
 from causal_dfq.quantizer.bit_allocation import check_budget
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, place_quantizers
+from causal_dfq.quantizer.ties import avoid_ties
 from causal_dfq.synthesis.gallery import sample_grid
 from causal_dfq.training.analysis import analyse
 from causal_dfq.training.budget import Budget, Recipe, pays_for_compilation, recipe_for
@@ -321,6 +322,7 @@ def _frozen(prepared: PreparedNetwork, options: Options) -> fx.GraphModule:
     frozen = freeze(prepared.quantized)
     _require_finite(frozen)
     if options.protocol == "deploy":
+        avoid_ties(frozen)
         simulate_integers(frozen)
     return frozen
 
