@@ -16,7 +16,7 @@ from causal_dfq.quantizer.affine import integer_range
 from causal_dfq.quantizer.modules import FrozenActivationQuantizer
 from causal_dfq.quantizer.placement import ACTIVATION_QUANTIZERS
 
-# In steps of the result's grid: some ten times what float32 and a runtime's approximations err by.
+# In steps of the result's grid: more than float32, and a runtime's approximation of the function, should err by.
 LEAST_DISTANCE = 1e-3
 # Of the largest code a stretch of this moves the position by a fortieth of a step.
 _STRETCH = 1e-4
@@ -25,10 +25,10 @@ _MOST_STRETCHES = 50
 
 @torch.no_grad()
 def avoid_ties(module: fx.GraphModule) -> None:
-    """Stretches the grids of a finished graph's functions of codes by less than 0.5 %, in place.
+    """Stretches the grids of a finished graph's functions of codes by at most 0.5 %, in place.
 
     Grids that several tensors share, and those of equal steps, stay as they are; so do those of functions with
-    constants of their own in tensors.
+    constants of their own in tensors. Source: [ours].
     """
     grids = value_grids(module.graph)
     calls = [node for node in module.graph.nodes if _is_quantization(node)]
