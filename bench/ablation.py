@@ -15,14 +15,15 @@ LONG = "causal-long"
 
 @dataclass(frozen=True)
 class Longer:
-    """How many times what the effort has."""
+    """How many times what the effort has: imprinted scenes, made as many more at a time, rounds, and images a batch."""
 
     scenes: int
     rounds: float
     batch: int
 
 
-LONGER = Longer(scenes=4, rounds=1.5, batch=4)
+# A GPU makes a batch of many images in the time of one of few, which starting its operators takes.
+LONGER = Longer(scenes=4, rounds=1.5, batch=8)
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,17 @@ def add_reconstruction(run: Equilibrium) -> None:
 
 
 def lengthen(run: Equilibrium) -> None:
-    """A schedule for a GPU: more scenes and rounds, and larger batches of the quantized network."""
+    """A schedule for a GPU: more rounds, larger batches of the quantized network, and larger ones of scenes."""
     budget, recipe = run.budget, run.recipe
     run.budget = replace(
         budget,
-        imprint_batches=LONGER.scenes * budget.imprint_batches,
         equilibrium_rounds=int(LONGER.rounds * budget.equilibrium_rounds),
         finish_rounds=int(LONGER.rounds * budget.finish_rounds),
     )
     run.use_recipe(
         replace(
             recipe,
+            pool_batch=LONGER.scenes * recipe.pool_batch,
             student_contents=LONGER.batch * recipe.student_contents,
             hidden_contents=LONGER.batch * recipe.hidden_contents,
             scenes=LONGER.batch * recipe.scenes,

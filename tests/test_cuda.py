@@ -18,6 +18,8 @@ from causal_dfq.fusion import can_compile, fusion
 from causal_dfq.pipeline import prepare, start_run, train
 from causal_dfq.precision import float32_convolutions
 from causal_dfq.quantizer.affine import learned_fake_quantize
+from causal_dfq.synthesis.imprint import scenes_within
+from causal_dfq.synthesis.pixel_space import PixelSpace
 from causal_dfq.training import budget
 from causal_dfq.training.budget import Budget
 from causal_dfq.training.checkpoint import restore_state, run_state
@@ -118,6 +120,18 @@ def test_fake_quantization_is_its_formula(is_fused: bool, monkeypatch: pytest.Mo
     for value, gradient in zip(given, expected, strict=True):
         assert value.grad is not None
         torch.testing.assert_close(value.grad.cpu().double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_scenes_drawn_there_are_like_those_drawn_here() -> None:
+    space = PixelSpace(((-1.0,) * 3, (1.0,) * 3), 3).cuda()
+    there = scenes_within(400, (3, 32, 32), space, torch.Generator().manual_seed(0))
+    assert there.device.type == "cuda"
+    assert torch.equal(there, scenes_within(400, (3, 32, 32), space, torch.Generator().manual_seed(0)))
+    here = scenes_within(400, (3, 32, 32), space.cpu(), torch.Generator().manual_seed(0))
+    assert float(there.mean()) == pytest.approx(float(here.mean()), abs=0.1)
+    assert float(there.std()) == pytest.approx(float(here.std()), rel=0.1)
+    near_here, near_there = ((each[..., 1:] - each[..., :-1]).square().mean() for each in (here, there))
+    assert float(near_there) == pytest.approx(float(near_here), rel=0.2)
 
 
 def test_accuracy_is_the_same_on_both(tmp_path: Path) -> None:

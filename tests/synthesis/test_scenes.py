@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from causal_dfq.synthesis import scenes as scenes_module
 from causal_dfq.synthesis.imprint import shifted
-from causal_dfq.synthesis.scenes import draw_scenes, hide_behind
+from causal_dfq.synthesis.scenes import draw_scenes, generator_on, hide_behind
 
 
 def scenes(count: int, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> torch.Tensor:
@@ -14,6 +15,32 @@ def scenes(count: int, shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0)
 def test_a_seed_fixes_the_scenes() -> None:
     assert torch.equal(scenes(4), scenes(4))
     assert not torch.equal(scenes(4), scenes(4, seed=1))
+
+
+def test_scenes_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = scenes(7)
+    for values in (1, 3 * scenes_module.SHAPES * 32 * 32):
+        monkeypatch.setattr(scenes_module, "_VALUES_AT_ONCE", values)
+        assert torch.equal(scenes(7), together)
+
+
+def test_the_topmost_shape_is_the_last_that_covers_a_pixel() -> None:
+    # A disc, a box and a triangle around one centre, in units of their radius: (count, shapes, side).
+    side = torch.tensor([-1.2, -0.9, 0.0, 0.9, 1.2]).expand(1, 3, -1)
+    nothing = torch.zeros(1, 3, 5)
+    top = scenes_module._last_that_covers(side, nothing, nothing, side)[0]
+    assert top.tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 3, 3, 3, 0],
+        [0, 1, 3, 1, 0],
+        [0, 0, 3, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+
+
+def test_a_generator_on_the_right_device_is_used_itself() -> None:
+    random = torch.Generator().manual_seed(4)
+    assert generator_on(torch.device("cpu"), random) is random
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 40, 25), (4, 64, 64)])

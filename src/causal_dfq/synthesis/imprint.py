@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_dfq.synthesis.pixel_space import PixelSpace
-from causal_dfq.synthesis.scenes import draw_scenes
+from causal_dfq.synthesis.scenes import draw_scenes, generator_on
 
 RATE = 0.05
 MOMENTA = (0.5, 0.99)
@@ -93,8 +93,9 @@ def as_looked_at(images: Tensor, iteration: int, random: torch.Generator) -> Ten
 def scenes_within(
     count: int, image_shape: tuple[int, int, int], pixel_space: PixelSpace, random: torch.Generator
 ) -> Tensor:
-    """Scenes (count, C, H, W) as pixels of a space, on its device."""
-    scenes: Tensor = pixel_space(draw_scenes(count, image_shape, random).to(pixel_space.lowest.device))
+    """Scenes (count, C, H, W) as pixels of a space, drawn on its device."""
+    there = generator_on(pixel_space.lowest.device, random)
+    scenes: Tensor = pixel_space(draw_scenes(count, image_shape, there))
     return scenes
 
 
