@@ -279,9 +279,12 @@ def test_the_fields_methods_have_our_learning_rates_and_synq_stands_beside_its_p
 
 def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
     entries = accuracy.summarize([run(0, 0.8), run(0, 0.6, LONG), run(0, 9.0, row=1)])
-    lines = [line for line in long_section(entries).splitlines() if line.startswith("| `")]
+    section = long_section(entries)
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
     assert len(lines) == 1
-    assert "| w4a4 gdfq | 0.80 | 0.60 | 1.13 (SynQ) | 10.0 | 0 |" in lines[0]
+    assert "| w4a4 gdfq | 0.9 | 0.80 | 0.60 | 97.20 | 97.40 | 1.13 (SynQ) | 10.0 | 0 |" in lines[0]
+    # 75 and 360 rounds of 6 steps, of 8 times 64 images.
+    assert "2,610 steps of 512 images" in section
 
 
 def test_the_gpu_is_named() -> None:
