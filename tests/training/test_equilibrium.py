@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,22 @@ def test_the_learning_rate_falls_in_the_finish_alone() -> None:
     assert {group["lr"] for group in run.synthesis.optimizer.param_groups} == {
         Recipe().equilibrium_rate * Recipe().generator_lr
     }
+
+
+def test_another_recipe_brings_its_learning_rates() -> None:
+    run = started(Budget(warmup_steps=1, equilibrium_rounds=1, finish_rounds=1, student_steps=1))
+    before = [group["base_lr"] for group in run.student_optimizer.param_groups]
+    recipe = run.recipe
+    run.use_recipe(
+        replace(
+            recipe,
+            weight_lr=2 * recipe.weight_lr,
+            bias_lr=2 * recipe.bias_lr,
+            step_size_lr=2 * recipe.step_size_lr,
+            zero_point_lr=2 * recipe.zero_point_lr,
+        )
+    )
+    assert [group["base_lr"] for group in run.student_optimizer.param_groups] == pytest.approx([2 * b for b in before])
 
 
 def test_efforts_are_ordered() -> None:

@@ -103,8 +103,6 @@ class Equilibrium:
         self._unit_count = len(reconstruction_units(views.folded))
         self._walk: UnitWalk | None = None
         self.rounding = RoundingSettings()
-        # Fused, each group is one pass; autograd lays a gradient out as its parameter, which that takes for granted.
-        self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe), fused=True)
 
     def _make_synthesis(
         self, kind: Synthesis, image_shape: tuple[int, int, int], pixel_bounds: PixelBounds
@@ -119,6 +117,8 @@ class Equilibrium:
     def use_recipe(self, recipe: Recipe) -> None:
         """Another recipe, before the first step."""
         self.recipe = recipe
+        # Fused, each group is one pass; autograd lays a gradient out as its parameter, which that takes for granted.
+        self.student_optimizer = torch.optim.Adam(student_parameter_groups(self.quantized, recipe), fused=True)
         if not isinstance(self.synthesis, PoolTraining) and self.budget.imprint_batches:
             self.synthesis.prepare_imprints(
                 self.budget.imprint_batches, recipe.pool_batch, self.budget.imprint_iterations
