@@ -67,7 +67,7 @@ class Budget:
 # Where rounds train Q, rounding in closed form would cost more than the rounds that it saves [ours].
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(40, 5, 19, imprint_batches=2, imprint_iterations=40),
-    "balanced": Budget(48, 8, 44, imprint_batches=3, imprint_iterations=40),
+    "balanced": Budget(160, 40, 140, imprint_batches=6, imprint_iterations=60),
     "best": Budget(240, 50, 240, imprint_batches=8, imprint_iterations=80),
 }
 
@@ -76,7 +76,7 @@ BUDGETS: dict[Effort, Budget] = {
 # [ours].
 LARGE_IMAGE_BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(0, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
-    "balanced": Budget(0, 0, 0, imprint_batches=5, imprint_iterations=50, rounding_images=32),
+    "balanced": Budget(0, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
     "best": Budget(0, 0, 0, imprint_batches=24, imprint_iterations=60, rounding_images=32),
 }
 

@@ -51,7 +51,7 @@ _POOL = replace(_PLAIN_GENERATOR, class_weight=0.0)
 # where those have no imprints and no rounding in closed form, they have more rounds or steps.
 _PLAIN_BUDGETS: Mapping[Effort, Budget] = {
     "fast": Budget(60, 8, 20),
-    "balanced": Budget(80, 14, 56),
+    "balanced": Budget(160, 50, 175),
     "best": Budget(240, 65, 300),
 }
 
@@ -63,7 +63,7 @@ METHODS: Mapping[Method, Components] = {
         replace(_POOL, generator_lr=0.1, pool_images=512),
         {
             "fast": Budget(warmup_steps=350, equilibrium_rounds=0, finish_rounds=0),
-            "balanced": Budget(warmup_steps=750, equilibrium_rounds=0, finish_rounds=0),
+            "balanced": Budget(warmup_steps=2200, equilibrium_rounds=0, finish_rounds=0),
             "best": Budget(warmup_steps=3600, equilibrium_rounds=0, finish_rounds=0),
         },
     ),
@@ -75,7 +75,7 @@ METHODS: Mapping[Method, Components] = {
         replace(_POOL, swing=1),
         {
             "fast": Budget(warmup_steps=100, equilibrium_rounds=0, finish_rounds=0, reconstruction_iterations=60),
-            "balanced": Budget(warmup_steps=150, equilibrium_rounds=0, finish_rounds=0, reconstruction_iterations=160),
+            "balanced": Budget(warmup_steps=500, equilibrium_rounds=0, finish_rounds=0, reconstruction_iterations=400),
             "best": Budget(warmup_steps=640, equilibrium_rounds=0, finish_rounds=0, reconstruction_iterations=760),
         },
     ),
