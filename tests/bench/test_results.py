@@ -331,12 +331,12 @@ def test_times_under_other_loads_are_not_compared(load: Callable[[dict[str, Any]
     assert "| yes | 0.50 |" in rivals_section([*ours, theirs])
     assert "| yes |  |" in rivals_section([*ours, theirs, run(1, 2.0, "gdfq")])
     efforts = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
-    assert efforts_section(efforts).endswith("| 75% | 25% |")
-    assert efforts_section([*efforts[:2], load(efforts[2])]).endswith("| 75% |  |")
+    assert efforts_section(efforts).endswith("| 100% | 75% | 25% |")
+    assert efforts_section([*efforts[:2], load(efforts[2])]).endswith("|  | 75% |  |")
     # Of two seeds of `best` that of another load does not count in the time.
-    assert efforts_section([*efforts, load({**run(1, 1.0), "seconds": 10.0})]).endswith("| 75% | 25% |")
+    assert efforts_section([*efforts, load({**run(1, 1.0), "seconds": 10.0})]).endswith("| 100% | 75% | 25% |")
     many = [*efforts, load({**run(1, 1.0), "seconds": 300.0}), load({**efforts[1], "seed": 1}), load(run(2, 1.0))]
-    assert efforts_section(many).endswith("| 75% | 33% |")
+    assert efforts_section(many).endswith("| 100% | 75% | 33% |")
 
 
 def test_the_tables_say_where_times_are_blank() -> None:
@@ -348,14 +348,14 @@ def test_the_tables_say_where_times_are_blank() -> None:
 def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
     runs = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
 
-    assert efforts_section(runs).endswith("| 5.00 | 2.00 | 1.00 | 75% | 25% |")
+    assert efforts_section(runs).endswith("| 5.00 | 2.00 | 1.00 | 100% | 75% | 25% |")
     assert "That is missed (rows that can tell: 1; of these reach it: 0)." in efforts_section(runs)
     # Without `fast` the time still tells, and without `balanced` nothing does.
-    assert efforts_section(runs[1:]).endswith("|  | 2.00 | 1.00 |  | 25% |")
+    assert efforts_section(runs[1:]).endswith("|  | 2.00 | 1.00 |  |  | 25% |")
     assert "That is missed" in efforts_section(runs[1:])
-    assert efforts_section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 |  |  |")
+    assert efforts_section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 | 100% |  |  |")
     assert "was not measured" in efforts_section([runs[0], runs[2]])
     near = {**run(0, 1.5, effort="balanced"), "seconds": 100.0}
     assert "That is reached (rows that can tell: 1; of these reach it: 1)." in efforts_section([runs[0], near, runs[2]])
-    assert efforts_section([runs[0], elsewhere(near), runs[2]]).endswith("| 88% |  |")
+    assert efforts_section([runs[0], elsewhere(near), runs[2]]).endswith("| 100% | 88% |  |")
     assert efforts_section(runs[:1]) == "## Efforts\n\nNot measured."
