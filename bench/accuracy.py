@@ -170,6 +170,11 @@ def is_of(entry: dict[str, Any], row: Row) -> bool:
     return (entry["network"], entry["protocol"], entry["bits"]) == (row.network, row.protocol, row.bits)
 
 
+def find(entries: list[dict[str, Any]], row: Row, method: str, effort: str) -> dict[str, Any] | None:
+    """The entry of a row, method and effort; None where there is none."""
+    return next((e for e in entries if is_of(e, row) and (e["method"], e["effort"]) == (method, effort)), None)
+
+
 def render(entries: list[dict[str, Any]]) -> Table:
     """What a person reads."""
     table = Table(title="accuracy")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -15,20 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bench import accuracy
-from bench.ablation import ABLATIONS, LONG, LONGER
+from bench.ablation import ABLATIONS
 from bench.causal_section import ablation_section, causal_section
 from bench.environment import ROOT, short_commit
+from bench.long_schedule import long_note, long_section
 from bench.networks import is_of_imagenet
 from bench.origin_tables import HOW_TO_MEASURE, origin_section
 from bench.side_by_side import efforts_section, on_common_seeds, rivals_note, rivals_section, runs_by_method
 from causal_dfq.files import write_atomically, write_text
-from causal_dfq.training.budget import BUDGETS, CAUSAL_RECIPE, LARGE_IMAGE_BUDGETS
+from causal_dfq.training.budget import LARGE_IMAGE_BUDGETS
 
 PAGE, GPU_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "results_gpu.md"
 GPU_RESULTS = accuracy.RESULTS.with_name("accuracy_gpu.json")
 AGAINST_TIME, AGAINST_BITS = ROOT / "docs" / "accuracy_time.png", ROOT / "docs" / "accuracy_bits.png"
-# Xu et al., ECCV 2020, on CIFAR: 400 epochs of 200 steps.
-_PAPERS_STEPS, _PAPERS_BATCH = 400 * 200, 200
 
 _NO_GENERATOR = "¹"
 _MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -73,14 +73,16 @@ moved the drop or the agreement with the float network by more than seeds differ
   development images."""
 
 
-def attempts_section(runs: list[dict[str, Any]]) -> str:
-    """What was tried on rows that miss, and what real images say of those rows."""
-    return "\n\n".join([_ATTEMPTS, *_real_note(runs)])
+def attempts_section(runs: list[dict[str, Any]], on_gpu: Sequence[dict[str, Any]] = ()) -> str:
+    """What was tried on rows that miss, and what a longer schedule on a GPU and real images say of those rows."""
+    entries = accuracy.summarize(runs)
+    missed = [row for row in accuracy.ROWS if _misses(accuracy.find(entries, row, "causal", "best"), row)]
+    return "\n\n".join([_ATTEMPTS, *long_note(accuracy.summarize(list(on_gpu)), missed), *_real_note(runs)])
 
 
 def _real_note(runs: list[dict[str, Any]]) -> list[str]:
     entries = accuracy.summarize(runs)
-    real = [(row, _found(entries, row, accuracy.REAL, "best")) for row in accuracy.ROWS]
+    real = [(row, accuracy.find(entries, row, accuracy.REAL, "best")) for row in accuracy.ROWS]
     known = [(row, entry) for row, entry in real if entry is not None]
     if not known:
         return []
@@ -101,7 +103,7 @@ def _number_of_seeds(numbers: list[int]) -> str:
 
 def _beside_real(runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> str:
     """On each row that misses, our drop less that on real images, on the seeds that both have."""
-    missed = [row for row in accuracy.ROWS if _misses(_found(entries, row, "causal", "best"), row)]
+    missed = [row for row in accuracy.ROWS if _misses(accuracy.find(entries, row, "causal", "best"), row)]
     pairs = [(row, on_common_seeds(runs_by_method(runs, row, "best"), "causal", accuracy.REAL)) for row in missed]
     apart = [_apart(row, *pair) for row, pair in pairs if pair]
     if not apart:
@@ -134,7 +136,7 @@ def goals_section(entries: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---|---|---|---|---:|",
     ]
     for row in accuracy.ROWS:
-        found = _found(entries, row, "causal", "best")
+        found = accuracy.find(entries, row, "causal", "best")
         if found is None:
             measured, reached, tail = "| | | not measured | ", "", "| | | |"
         else:
@@ -192,7 +194,7 @@ def methods_section(entries: list[dict[str, Any]]) -> str:
         "|---|---|" + "---:|" * len(kinds),
     ]
     for row in accuracy.ROWS:
-        found = [_found(entries, row, method, effort) for method, effort in kinds]
+        found = [accuracy.find(entries, row, method, effort) for method, effort in kinds]
         if any(found):
             cells = ["" if entry is None else _drop_and_minutes(entry, letters) for entry in found]
             lines.append(f"| `{row.network}` | {row.bits} {row.protocol} | " + " | ".join(cells) + " |")
@@ -215,36 +217,6 @@ def _legend(letters: dict[str, str]) -> str:
 def _drop_and_minutes(entry: dict[str, Any], letters: dict[str, str]) -> str:
     on = "".join(letters[name] for name in entry["processors"]) if letters else ""
     return f"{accuracy.drop_text(entry)} ({entry['seconds'] / 60:.1f} min{f' {on}' if on else ''})"
-
-
-def long_section(entries: list[dict[str, Any]]) -> str:
-    """The longer schedule beside effort `best`."""
-    budget, images = BUDGETS["best"], LONGER.batch * CAUSAL_RECIPE.student_images
-    rounds = sum(int(LONGER.rounds * each) for each in (budget.equilibrium_rounds, budget.finish_rounds))
-    steps = rounds * budget.student_steps
-    lines = [
-        "## A longer schedule",
-        "",
-        f"Effort best with {LONGER.scenes} times the imprinted scenes, {LONGER.rounds} times the rounds, and",
-        f"{LONGER.batch} times the images in a batch of the quantized network: {steps:,} steps of {images} images.",
-        f"GDFQ's paper has {_PAPERS_STEPS:,} of {_PAPERS_BATCH}, which the time on this GPU did not allow: these are",
-        f"{steps / _PAPERS_STEPS:.0%} of its steps and {steps * images / (_PAPERS_STEPS * _PAPERS_BATCH):.0%} of its",
-        "images. Agreement with the float network, the finer measure, in %.",
-        "",
-        "| network | bits | goal | drop, best | drop, longer | agreement, best | agreement, longer | field's best drop "
-        "| minutes | seeds |",
-        "|---|---|---:|---:|---:|---:|---:|---|---:|---|",
-    ]
-    for row in accuracy.ROWS:
-        long, best = (_found(entries, row, method, "best") for method in (LONG, "causal"))
-        if long is not None:
-            drop, agreement = ("", "") if best is None else (accuracy.drop_text(best), f"{best['agreement']:.2f}")
-            lines.append(
-                f"| `{row.network}` | {row.bits} {row.protocol} | {row.largest_drop} | {drop} "
-                f"| {accuracy.drop_text(long)} | {agreement} | {long['agreement']:.2f} | {row.fields_best or '-'} "
-                f"| {long['seconds'] / 60:.1f} | {', '.join(map(str, long['seeds']))} |"
-            )
-    return "\n".join(lines)
 
 
 def draw_against_time(entries: list[dict[str, Any]], path: Path) -> None:
@@ -321,15 +293,15 @@ def gpu_page(results: dict[str, Any]) -> str:
     return _joined(sections)
 
 
-def results_page(results: dict[str, Any]) -> str:
-    """docs/results.md."""
+def results_page(results: dict[str, Any], on_gpu: Sequence[dict[str, Any]] = ()) -> str:
+    """docs/results.md; `on_gpu` are the runs of docs/results_gpu.md."""
     entries = accuracy.summarize(results["runs"])
     goals = goals_section(entries)
     plots = "![Drop against minutes](accuracy_time.png)\n\n![Top-1 against bits](accuracy_bits.png)"
     sections = [
         _INTRODUCTION,
         goals,
-        *([attempts_section(results["runs"])] if "| no, by " in goals else []),
+        *([attempts_section(results["runs"], on_gpu)] if "| no, by " in goals else []),
         methods_section(entries),
         *_beside_the_field(results["runs"], entries),
         efforts_section(results["runs"]),
@@ -356,19 +328,12 @@ def _is_empty(section: str) -> bool:
     return section.splitlines()[-1].startswith("|---")
 
 
-def _found(entries: list[dict[str, Any]], row: accuracy.Row, method: str, effort: str) -> dict[str, Any] | None:
-    return next(
-        (e for e in entries if accuracy.is_of(e, row) and e["method"] == method and e["effort"] == effort),
-        None,
-    )
-
-
 def main() -> None:
     """Rewrites the pages and the plots."""
     results = json.loads(accuracy.RESULTS.read_text())
-    write_text(PAGE, results_page(results))
-    if GPU_RESULTS.exists():
-        write_text(GPU_PAGE, gpu_page(json.loads(GPU_RESULTS.read_text())))
+    on_gpu = json.loads(GPU_RESULTS.read_text())
+    write_text(PAGE, results_page(results, on_gpu["runs"]))
+    write_text(GPU_PAGE, gpu_page(on_gpu))
     entries = accuracy.summarize(results["runs"])
     draw_against_time(entries, AGAINST_TIME)
     draw_against_bits(entries, AGAINST_BITS)

@@ -10,6 +10,7 @@ import pytest
 from bench import accuracy
 from bench.ablation import ABLATIONS, LONG, WITHOUT_DISCREPANCY
 from bench.causal_section import ablation_section, causal_section, causal_share
+from bench.long_schedule import long_section
 from bench.origin_tables import origin_section
 from bench.paired_test import paired_difference
 from bench.side_by_side import efforts_section, rivals_note, rivals_section
@@ -19,7 +20,6 @@ from bench.write_results import (
     draw_against_time,
     goals_section,
     gpu_page,
-    long_section,
     methods_section,
     results_page,
 )
@@ -285,6 +285,15 @@ def test_a_longer_schedule_is_told_beside_best_where_it_was_run() -> None:
     assert "| w4a4 gdfq | 0.9 | 0.80 | 0.60 | 97.20 | 97.40 | 1.13 (SynQ) | 10.0 | 0 |" in lines[0]
     # 75 and 360 rounds of 6 steps, of 8 times 64 images.
     assert "2,610 steps of 512 images" in section
+
+
+def test_rows_that_miss_say_what_a_longer_schedule_gives() -> None:
+    missing = [run(0, 1.5), run(0, 0.05, row=2)]
+    on_gpu = [run(0, 0.6, LONG), run(1, 0.8, LONG), run(0, 0.02, LONG, row=2)]
+    section = attempts_section(missing, on_gpu)
+    assert "the drop is 0.70 ± 0.14 on `cifar10_resnet20_akamaster` w4a4 (goal 0.9; seeds 0, 1)." in section
+    assert "a GPU" not in attempts_section(missing, on_gpu[2:])
+    assert "a GPU" not in attempts_section(missing)
 
 
 def test_the_gpu_is_named() -> None:

@@ -1,0 +1,60 @@
+"""The longer schedule of docs/results_gpu.md, and what it says of the rows that miss their goals on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench import accuracy
+from bench.ablation import LONG, LONGER
+from causal_dfq.training.budget import BUDGETS, CAUSAL_RECIPE
+
+# Xu et al., ECCV 2020, on CIFAR: 400 epochs of 200 steps.
+_PAPERS_STEPS, _PAPERS_BATCH = 400 * 200, 200
+
+
+def long_section(entries: list[dict[str, Any]]) -> str:
+    """The longer schedule beside effort `best`."""
+    budget, images = BUDGETS["best"], LONGER.batch * CAUSAL_RECIPE.student_images
+    rounds = sum(int(LONGER.rounds * each) for each in (budget.equilibrium_rounds, budget.finish_rounds))
+    steps = rounds * budget.student_steps
+    lines = [
+        "## A longer schedule",
+        "",
+        f"Effort best with {LONGER.scenes} times the imprinted scenes, {LONGER.rounds} times the rounds, and",
+        f"{LONGER.batch} times the images in a batch of the quantized network: {steps:,} steps of {images} images.",
+        f"GDFQ's paper has {_PAPERS_STEPS:,} of {_PAPERS_BATCH}, which the time on this GPU did not allow: these are",
+        f"{steps / _PAPERS_STEPS:.0%} of its steps and {steps * images / (_PAPERS_STEPS * _PAPERS_BATCH):.0%} of its",
+        "images. Agreement with the float network, the finer measure, in %.",
+        "",
+        "| network | bits | goal | drop, best | drop, longer | agreement, best | agreement, longer | field's best drop "
+        "| minutes | seeds |",
+        "|---|---|---:|---:|---:|---:|---:|---|---:|---|",
+    ]
+    for row in accuracy.ROWS:
+        long, best = (accuracy.find(entries, row, method, "best") for method in (LONG, "causal"))
+        if long is not None:
+            drop, agreement = ("", "") if best is None else (accuracy.drop_text(best), f"{best['agreement']:.2f}")
+            lines.append(
+                f"| `{row.network}` | {row.bits} {row.protocol} | {row.largest_drop} | {drop} "
+                f"| {accuracy.drop_text(long)} | {agreement} | {long['agreement']:.2f} | {row.fields_best or '-'} "
+                f"| {long['seconds'] / 60:.1f} | {', '.join(map(str, long['seeds']))} |"
+            )
+    return "\n".join(lines)
+
+
+def long_note(entries: list[dict[str, Any]], rows: Sequence[accuracy.Row]) -> list[str]:
+    """One paragraph on those of the rows that the longer schedule was run for; none where it was run for none."""
+    found = [(row, accuracy.find(entries, row, LONG, "best")) for row in rows]
+    told = [
+        f"{accuracy.drop_text(entry)} on `{row.network}` {row.bits} (goal {row.largest_drop}; "
+        f"seed{'s' * (len(entry['seeds']) > 1)} {', '.join(map(str, entry['seeds']))})"
+        for row, entry in found
+        if entry is not None
+    ]
+    if not told:
+        return []
+    return [
+        "With more rounds, scenes and images a batch than minutes on a CPU allow, "
+        f"[on a GPU](results_gpu.md#a-longer-schedule), the drop is {'; '.join(told)}."
+    ]
