@@ -18,8 +18,9 @@ _EFFORTS = ("fast", "balanced", "best")
 # What was tried and not kept; not measured by this bench, hence no numbers.
 _TRIED = """Tried and not kept, on one seed: a `balanced` of about a fifth of the rounds and scenes of `best`. It took
 somewhat more than a fifth of the time, not much above `fast`, and left about half of the way; `balanced` is the
-default, and with it ResNet-32 w4a4 deploy would lose more than it may. Twice the learning rates, or half the images a
-batch in twice the rounds, won nothing in that time."""
+default, and with it ResNet-32 w4a4 deploy would lose more than it may. Twice the learning rates, half the images a
+batch in twice the rounds, the scenes of `best` with so few rounds, and on MobileNetV1 more scenes of fewer iterations
+each won nothing in that time."""
 _LOAD = "the same processor, accelerator, threads and number of runs side by side"
 
 
