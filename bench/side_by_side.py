@@ -177,9 +177,10 @@ def efforts_section(runs: list[dict[str, Any]]) -> str:
             "## Efforts",
             "",
             "Drops of `causal`. Way: the share of what `best` saves over `fast` that `balanced` saves. Time: the",
-            "share of the time of `best` that an effort takes. Blank: not measured; the way also where `best` saves",
-            "nothing over `fast`. The time is that of the runs of both, of whatever seeds, that had",
-            f"{_LOAD}: blank where there are none.",
+            "share of the time of `best` that an effort takes. Without ±: one seed. Blank: not measured; the way also",
+            "where `best` saves less over `fast` than the paired standard error of the images. The time is that of the",
+            f"runs of both, of whatever seeds, that had {_LOAD}: blank",
+            "where there are none.",
             f"Wanted of every row: {_LEAST_WAY:.0%} of the way in {_MOST_TIME:.0%} of the time. {_verdict(is_met)}",
             *([_TRIED] if False in is_met else []),
             "",
@@ -191,9 +192,11 @@ def efforts_section(runs: list[dict[str, Any]]) -> str:
 
 
 def _way(fast: dict[str, Any] | None, balanced: dict[str, Any] | None, best: dict[str, Any] | None) -> float | None:
-    if fast is None or balanced is None or best is None or fast["drop"] <= best["drop"]:
+    if fast is None or balanced is None or best is None:
         return None
-    return float((fast["drop"] - balanced["drop"]) / (fast["drop"] - best["drop"]))
+    saved = fast["drop"] - best["drop"]
+    # Below the error of the images there is no way to go that they could show.
+    return None if saved <= best["paired_error"] else float((fast["drop"] - balanced["drop"]) / saved)
 
 
 def _is_met(way: float | None, time: float | None) -> bool | None:

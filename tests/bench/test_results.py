@@ -367,4 +367,7 @@ def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
     near = {**run(0, 1.5, effort="balanced"), "seconds": 100.0}
     assert "That is reached (rows that can tell: 1; of these reach it: 1)." in efforts_section([runs[0], near, runs[2]])
     assert efforts_section([runs[0], elsewhere(near), runs[2]]).endswith("| 100% | 88% |  |")
+    # What `best` saves is not above the paired standard error of the images.
+    alike = [run(0, 1.0 + runs[2]["drop_standard_error"] - 0.01, effort="fast"), *runs[1:]]
+    assert efforts_section(alike).endswith("| 2.00 | 1.00 | 100% |  | 25% |")
     assert efforts_section(runs[:1]) == "## Efforts\n\nNot measured."
