@@ -36,6 +36,7 @@ from bench.networks import EFFICIENTNET_LITE, evaluate_on_sets, load_subject
 from bench.real import train_on_real_images
 from causal_dfq.config import Protocol
 from causal_dfq.files import write_text
+from causal_dfq.training.budget import BUDGETS
 from causal_dfq.training.equilibrium import Equilibrium
 from causal_dfq.training.methods import METHODS
 
@@ -217,9 +218,19 @@ def key_of(run: dict[str, Any]) -> Key:
 
 
 def asked_runs(only: str, methods: str, efforts: str, seeds: str, has_real_images: bool) -> list[Work]:
-    """The runs that these options ask for, seeds outermost, so that a slow hour meets all rows alike."""
+    """The runs that these options ask for, seeds outermost, so that a slow hour meets all rows alike.
+
+    Raises:
+        typer.BadParameter: there is no such row, method or effort.
+    """
+    known = [*METHODS, *ABLATIONS, REAL]
+    for word, choices in [(m, known) for m in methods.split(",")] + [(e, [*BUDGETS]) for e in efforts.split(",")]:
+        if word not in choices:
+            raise typer.BadParameter(f"{word!r} is none of {', '.join(choices)}")
     names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
     rows = [index for index in _networks_in_turn() if any(part in names[index] for part in only.split(","))]
+    if not rows:
+        raise typer.BadParameter(f"--only {only!r} is in none of: {', '.join(names)}")
     return [
         (index, method, effort, int(seed))
         for seed in seeds.split(",")

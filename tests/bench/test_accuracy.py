@@ -111,3 +111,17 @@ def test_real_images_are_asked_for_where_there_are_such() -> None:
     causal = {f"{network} causal" for network in (accuracy.RESNET20, accuracy.RESNET32)}
     assert asked(False) == causal
     assert asked(True) == {*causal, f"{accuracy.RESNET20} {accuracy.REAL}"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"methods": "causal,nonsense"}, "'nonsense' is none of causal, zeroq"),
+        ({"efforts": "bast"}, "'bast' is none of fast, balanced, best"),
+        ({"only": "resnet50"}, "'resnet50' is in none of"),
+    ],
+)
+def test_what_does_not_exist_is_not_measured(asked: dict[str, str], said: str) -> None:
+    options = {"only": "gdfq", "methods": "causal", "efforts": "best", "seeds": "0", **asked}
+    with pytest.raises(typer.BadParameter, match=said):
+        accuracy.asked_runs(**options, has_real_images=False)
