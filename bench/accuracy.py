@@ -223,10 +223,8 @@ def asked_runs(only: str, methods: str, efforts: str, seeds: str, has_real_image
     Raises:
         typer.BadParameter: there is no such row, method or effort.
     """
-    known = [*METHODS, *ABLATIONS, REAL]
-    for word, choices in [(m, known) for m in methods.split(",")] + [(e, [*BUDGETS]) for e in efforts.split(",")]:
-        if word not in choices:
-            raise typer.BadParameter(f"{word!r} is none of {', '.join(choices)}")
+    _require_known(methods.split(","), [*METHODS, *ABLATIONS, REAL])
+    _require_known(efforts.split(","), [*BUDGETS])
     names = [f"{row.network} {row.protocol} {row.bits}" for row in ROWS]
     rows = [index for index in _networks_in_turn() if any(part in names[index] for part in only.split(","))]
     if not rows:
@@ -240,6 +238,12 @@ def asked_runs(only: str, methods: str, efforts: str, seeds: str, has_real_image
         # Real images are at hand for CIFAR-10 alone.
         if method != REAL or (ROWS[index].network == RESNET20 and has_real_images)
     ]
+
+
+def _require_known(words: list[str], choices: list[str]) -> None:
+    for word in words:
+        if word not in choices:
+            raise typer.BadParameter(f"{word!r} is none of {', '.join(choices)}")
 
 
 def missing_runs(asked: list[Work], runs: list[dict[str, Any]], again: bool, device: str = "cpu") -> list[Work]:

@@ -77,11 +77,11 @@ def attempts_section(runs: list[dict[str, Any]], on_gpu: Sequence[dict[str, Any]
     """What was tried on rows that miss, and what a longer schedule on a GPU and real images say of those rows."""
     entries = accuracy.summarize(runs)
     missed = [row for row in accuracy.ROWS if _misses(accuracy.find(entries, row, "causal", "best"), row)]
-    return "\n\n".join([_ATTEMPTS, *long_note(accuracy.summarize(list(on_gpu)), missed), *_real_note(runs)])
+    on_gpu_note = long_note(accuracy.summarize(list(on_gpu)), missed)
+    return "\n\n".join([_ATTEMPTS, *on_gpu_note, *_real_note(runs, entries, missed)])
 
 
-def _real_note(runs: list[dict[str, Any]]) -> list[str]:
-    entries = accuracy.summarize(runs)
+def _real_note(runs: list[dict[str, Any]], entries: list[dict[str, Any]], missed: list[accuracy.Row]) -> list[str]:
     real = [(row, accuracy.find(entries, row, accuracy.REAL, "best")) for row in accuracy.ROWS]
     known = [(row, entry) for row, entry in real if entry is not None]
     if not known:
@@ -90,7 +90,7 @@ def _real_note(runs: list[dict[str, Any]]) -> list[str]:
     seeds = _number_of_seeds([len(entry["seeds"]) for _, entry in known])
     return [
         f"The same training on real training images (`real`, below), {seeds} a row, meets {met} of the {len(known)} "
-        f"goals that it was measured for.{_beside_real(runs, entries)}"
+        f"goals that it was measured for.{_beside_real(runs, missed)}"
     ]
 
 
@@ -101,9 +101,8 @@ def _number_of_seeds(numbers: list[int]) -> str:
     return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
 
 
-def _beside_real(runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> str:
+def _beside_real(runs: list[dict[str, Any]], missed: list[accuracy.Row]) -> str:
     """On each row that misses, our drop less that on real images, on the seeds that both have."""
-    missed = [row for row in accuracy.ROWS if _misses(accuracy.find(entries, row, "causal", "best"), row)]
     pairs = [(row, on_common_seeds(runs_by_method(runs, row, "best"), "causal", accuracy.REAL)) for row in missed]
     apart = [_apart(row, *pair) for row, pair in pairs if pair]
     if not apart:
