@@ -21,8 +21,9 @@ turn in one process; a time is the median over the turns, a ratio the median of 
 
 _WAYS = """## What was done
 
-- **channels_last and bfloat16 autocast** wherever the processor multiplies bfloat16; depthwise convolutions stay in
-  float32, where their gradient is faster.
+- **channels_last and bfloat16 autocast** wherever the processor multiplies bfloat16. The gradient of what a
+  depthwise convolution reads is one itself (`training/depthwise.py`); torch's own is slow in bfloat16. Depthwise
+  weights that are trained stay in float32.
 - **One pass over memory for everything between two convolutions.** A quantized activation is clipped, compared with
   P's feature and rounded in one kernel each way (`training/measured_rounding.py`); P's BatchNorm is applied,
   clipped and given the gradient of its statistics in one (`synthesis/measured_norm.py`); the generator's

@@ -79,7 +79,7 @@ class Imprint(nn.Module):
 
     def forward(self) -> Tensor:
         """The scenes as they are changed now, within the bounds."""
-        return self.pixel_space.hold(self.scenes + self.pixel_space.change(self.change()))
+        return self.pixel_space.changed(self.scenes, self.change())
 
 
 def as_looked_at(images: Tensor, iteration: int, random: torch.Generator) -> Tensor:

@@ -6,8 +6,12 @@ gives them. Other networks read pixels from -1 to 1, from 0 to 1 or from 0 to 25
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from causal_dfq.fusion import Formula
 
 # Normalized values of a black and of a white pixel, by channel; None where the normalization is unknown.
 PixelBounds = tuple[tuple[float, ...], tuple[float, ...]] | None
@@ -46,9 +50,10 @@ class PixelSpace(nn.Module):
         for name, values in (("lowest", lowest), ("highest", highest), ("offset", offset), ("stretch", stretch)):
             self.register_buffer(name, values, persistent=False)
 
-    def change(self, values: Tensor) -> Tensor:
-        """What a change (N, C, H, W) of values of deviation 1 is among pixels."""
-        return self.stretch * values
+    def changed(self, pixels: Tensor, values: Tensor) -> Tensor:
+        """Constant pixels (N, C, H, W), to which values of deviation 1 are added; held between black and white."""
+        result: Tensor = _Changed.apply(pixels, values, self.stretch, self.lowest, self.highest)
+        return result
 
     def hold(self, pixels: Tensor) -> Tensor:
         """Pixels (N, C, H, W), none darker than black and none brighter than white."""
@@ -57,3 +62,31 @@ class PixelSpace(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Values (N, C, H, W) of mean about 0 and deviation about 1 -> pixels."""
         return self.hold(self.offset + self.stretch * values)
+
+
+@Formula
+def _changed(pixels: Tensor, values: Tensor, stretch: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    return torch.clamp(pixels + stretch * values, lowest, highest)
+
+
+@Formula
+def _gradient_of_values(
+    gradient: Tensor, pixels: Tensor, values: Tensor, stretch: Tensor, lowest: Tensor, highest: Tensor
+) -> Tensor:
+    """None where the sum lies beyond black or white; a scene's black pixels lie on the bound, and have one."""
+    total = pixels + stretch * values
+    return torch.where((total >= lowest) & (total <= highest), gradient * stretch, 0.0)
+
+
+class _Changed(torch.autograd.Function):
+    """One pass over memory each way: for a small network these take as long as its layers."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, values: Tensor, *space: Tensor) -> Tensor:
+        ctx.save_for_backward(pixels, values, *space)
+        result: Tensor = _changed(pixels, values, *space)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, _gradient_of_values(gradients[0], *ctx.saved_tensors), None, None, None

@@ -46,7 +46,7 @@ class Imprinting(nn.Module):
         self.register_buffer("labels", torch.zeros(batches * batch_size, dtype=torch.int64))
         self.batch = Imprint((batch_size, *image_shape), pixel_space)
         self.to(device)
-        self.optimizer = torch.optim.Adam(self.batch.parameters(), RATE, betas=MOMENTA)
+        self.optimizer = torch.optim.Adam(self.batch.parameters(), RATE, betas=MOMENTA, fused=True)
         self._statistics = [
             (mean.to(device), variance.to(device)) for mean, variance in running_statistics(views.captured)
         ]

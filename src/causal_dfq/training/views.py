@@ -29,6 +29,7 @@ from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
 from causal_dfq.quantizer.ranges import ObservedValues, affine_over_bounds, merge, observe
 from causal_dfq.synthesis.measured_norm import measured_norm, with_statistics
 from causal_dfq.synthesis.swing import with_swing
+from causal_dfq.training.depthwise import depthwise_convolution
 from causal_dfq.training.measured_rounding import rounding_of, with_feature_errors
 
 
@@ -59,7 +60,7 @@ class QuantizedView:
 class NetworkViews:
     """P with its BatchNorms, P folded, and Q, as functions of a batch of images.
 
-    On a CPU with bfloat16 arithmetic the views run under autocast; depthwise convolutions stay in
+    On a CPU with bfloat16 arithmetic the views run under autocast; depthwise convolutions that are trained stay in
     float32, where their gradient is faster.
     """
 
@@ -249,12 +250,6 @@ def has_bfloat16_arithmetic(device: torch.device) -> bool:
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _depthwise_convolution(features: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    with torch.autocast(features.device.type, enabled=False):
-        result: Tensor = aten.conv2d.default(features.float(), weight.float(), bias, *options)
-    return result
-
-
 def _volume_convolution(features: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any) -> Tensor:
     """In float32: on a CPU torch's gradient of the weight is not finite in bfloat16."""
     with torch.autocast(features.device.type, enabled=False):
@@ -281,6 +276,6 @@ def _for_training(view: fx.GraphModule) -> fx.GraphModule:
             groups, weight = node.args[6], node.args[1]
             value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
             if groups > 1 and (value is None or value.shape[1] == 1):
-                node.target = _depthwise_convolution
+                node.target = depthwise_convolution
     view.recompile()
     return view
