@@ -250,6 +250,7 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
         memory = step_memory(run)
         run.use_recipe(fit_recipe(run.recipe, memory, options.memory_limit))
         run.rounding = RoundingSettings.within(options.memory_limit - memory.fixed)
+    run.leave_out_unseen_imprints()
     return run
 
 

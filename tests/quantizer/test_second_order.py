@@ -35,6 +35,12 @@ def grid(weight: Tensor) -> tuple[Tensor, Tensor, int, int]:
     return scale, torch.zeros_like(scale), LOWEST, HIGHEST
 
 
+def test_moments_are_the_sums_of_products_of_what_both_networks_read_and_a_one() -> None:
+    _, moments, p, q = problem()
+    for found, first in ((moments.own, q), (moments.cross, p)):
+        torch.testing.assert_close(found, with_one(first).mT @ with_one(q), rtol=1e-5, atol=1e-3)
+
+
 def test_least_squares_without_pull_is_the_regression_on_what_q_reads() -> None:
     weight, moments, p, q = problem()
     found = least_squares_weight(weight, moments, 0.0)

@@ -1,6 +1,9 @@
 """Layers rounded in closed form: each unit comes nearer to P's, within the grids, and a run does it once."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from causal_dfq.config import Protocol, make_options
 from causal_dfq.network.fold import LAYERS
 from causal_dfq.pipeline import prepare
 from causal_dfq.quantizer.affine import integer_range
+from causal_dfq.quantizer.second_order import Moments
+from causal_dfq.training import layer_rounding as layer_rounding_module
 from causal_dfq.training.budget import Budget
 from causal_dfq.training.equilibrium import ROUNDING, Equilibrium
 from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, moments_in_p, quantizer_of
@@ -45,6 +50,28 @@ def test_units_come_nearer_to_their_targets_and_codes_stay_in_their_range(protoc
         codes = quantizer.freeze(layer.weight).codes
         lowest, highest = integer_range(quantizer.bits, is_signed=True)
         assert lowest <= int(codes.min()) < int(codes.max()) <= highest
+
+
+class MomentsSeen:
+    """Notes of how many samples each layer's moments are."""
+
+    def __init__(self) -> None:
+        self.counts: list[float] = []
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> MomentsSeen:
+        usual = layer_rounding_module.layer_moments
+
+        def noting(*arguments: Any) -> Moments:
+            found = usual(*arguments)
+            self.counts.append(float(found.own[0, -1, -1]))
+            return found
+
+        self._patch.setattr(layer_rounding_module, "layer_moments", noting)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
 
 
 class TokenByToken(nn.Module):
@@ -86,6 +113,46 @@ def test_no_more_images_are_held_than_memory_allows() -> None:
     assert all(tuple(image.flatten().tolist()) in rows for image in seen[0])
     fits = [walks[0].fit_next() for _ in walks[0].units]
     assert sum(fit.after for fit in fits) < sum(fit.before for fit in fits)
+
+
+def test_a_layer_of_few_inputs_is_looked_at_in_fewer_places() -> None:
+    settings = RoundingSettings(samples=1000, samples_of_input=20)
+    assert [settings.samples_of(fan_in) for fan_in in (9, 49, 50, 51)] == [180, 980, 1000, 1000]
+    run, images = calibrated("w3a8")
+    looked_at = []
+    for samples_of_input in (1, 512):
+        settings = RoundingSettings(samples_of_input=samples_of_input)
+        walk = layer_rounding(run.views, images, settings, 0)
+        with MomentsSeen() as seen:
+            for _ in walk.units:
+                walk.fit_next()
+        looked_at.append(seen.counts)
+    # One place of each image, all 64 of them, and the rows of the classifier.
+    count = len(images)
+    assert looked_at == [[count, count, count], [64 * count, 64 * count, count]]
+
+
+def test_no_more_scenes_are_imprinted_than_rounding_looks_at_where_it_alone_fits_q() -> None:
+    run = started(
+        replace(SMALL, equilibrium_rounds=0, finish_rounds=0, imprint_batches=5, imprint_iterations=3), "w3a8"
+    )
+    of_an_image = 8 * 8 * 8 * 4
+    run.use_recipe(replace(run.recipe, pool_batch=10))
+    steps = []
+    for images in (60, 50, 49, 20, 1):
+        run.rounding = RoundingSettings(largest_bytes=images * of_an_image)
+        run.leave_out_unseen_imprints()
+        assert run.synthesis.imprints is not None
+        assert len(run.synthesis.imprints) == 10 * run.budget.imprint_batches
+        steps.append(run.budget.imprint_steps)
+    assert steps == [15, 15, 12, 6, 3]
+
+
+def test_where_rounds_train_q_all_scenes_are_imprinted() -> None:
+    run = started(replace(SMALL, imprint_batches=5, imprint_iterations=3), "w3a8")
+    run.rounding = RoundingSettings(largest_bytes=1)
+    run.leave_out_unseen_imprints()
+    assert run.budget.imprint_batches == 5
 
 
 def test_settings_within_a_limit_hold_what_a_walk_takes() -> None:

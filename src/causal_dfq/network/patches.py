@@ -42,18 +42,23 @@ def patches_at(values: Tensor, layer: fx.Node, kernel_size: Sequence[int], place
     stride, dilation = (_spread(layer, index, dimensions) for index in (3, 5))
     before, after = _padding(layer, kernel_size, dilation)
     ends = [end for pair in reversed(list(zip(before, after, strict=True))) for end in pair]
-    padded = functional.pad(values, ends)
+    # Channels last: of each place all channels are copied at once.
+    padded = functional.pad(values, ends).movedim(1, -1)
+    sides = padded.shape[1:-1]
     corners = torch.unravel_index(places, tuple(layer.meta["val"].shape[2:]))
-    index: list[Tensor] = []
+    index = torch.zeros((len(places),) + (1,) * dimensions, dtype=torch.int64, device=values.device)
     for axis, (corner, size) in enumerate(zip(corners, kernel_size, strict=True)):
         positions = (corner * stride[axis])[:, None] + torch.arange(size, device=values.device) * dilation[axis]
         shape = (size if other == axis else 1 for other in range(dimensions))
-        index.append(positions.view(len(places), *shape))
-    everywhere: list[Tensor | slice] = [slice(None), slice(None)]
-    found = padded[(*everywhere, *index)]
-    by_group = found.unflatten(1, (group_count(layer), -1)).transpose(2, 3).transpose(0, 1)
-    rows: Tensor = by_group.flatten(1, 2).flatten(2)
-    return rows
+        index = index + positions.view(len(places), *shape) * math.prod(sides[axis + 1 :])
+    found = padded.flatten(1, -2).index_select(1, index.flatten())
+    groups, channels = group_count(layer), found.shape[-1]
+    if groups == channels:
+        # Of two dimensions torch copies a transposition block by block.
+        return found.flatten(0, 1).t().contiguous().view(groups, -1, math.prod(kernel_size))
+    by_group = found.view(len(values), len(places), math.prod(kernel_size), groups, -1)
+    rows: Tensor = by_group.permute(3, 0, 1, 4, 2).contiguous()
+    return rows.flatten(1, 2).flatten(2)
 
 
 def kernel_size_of(module: fx.GraphModule, layer: fx.Node) -> tuple[int, ...]:

@@ -40,8 +40,7 @@ class Moments:
     @staticmethod
     def of(read_by_p: Tensor, read_by_q: Tensor) -> Moments:
         """Of samples (G, n, D - 1) that stand for the same places of the same images."""
-        p, q = (torch.cat([rows, torch.ones_like(rows[..., :1])], -1) for rows in (read_by_p, read_by_q))
-        return Moments((q.mT @ q).double(), (p.mT @ q).double())
+        return Moments(_products(read_by_q, read_by_q), _products(read_by_p, read_by_q))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.own + other.own, self.cross + other.cross)
@@ -57,6 +56,18 @@ class Moments:
         of_bias = self.own[:, -1:, -1] * _SMALLEST_SHARE
         damped: Tensor = self.own + torch.diag_embed(torch.cat([ridge.expand_as(self.importance), of_bias], 1))
         return damped
+
+
+def _products(first: Tensor, second: Tensor) -> Tensor:
+    """Of samples (G, n, D - 1) of two kinds: the sum of x y^T, (G, D, D), where each ends with a 1.
+
+    The 1 is not appended: that would copy what may be gigabytes.
+    """
+    groups, count, inputs = first.shape
+    result = first.new_empty(groups, inputs + 1, inputs + 1, dtype=torch.float64)
+    result[:, :-1, :-1] = first.mT @ second
+    result[:, :-1, -1], result[:, -1, :-1], result[:, -1, -1] = first.sum(1), second.sum(1), count
+    return result
 
 
 def joined(weight: Tensor, bias: Tensor, groups: int) -> Tensor:

@@ -72,11 +72,11 @@ BUDGETS: dict[Effort, Budget] = {
 }
 
 # For images of more than 64x64 pixels. The batches of training that a CPU can afford there are so small that they lose
-# what rounding in closed form has won; and where a generator would have learned no class yet, imprinted scenes have
-# [ours].
+# what rounding in closed form has won; and where a generator would have learned no class yet, imprinted scenes have.
+# More scenes help rounding more than more iterations of each [ours].
 LARGE_IMAGE_BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(0, 0, 0, imprint_batches=4, imprint_iterations=40, rounding_images=32),
-    "balanced": Budget(0, 0, 0, imprint_batches=6, imprint_iterations=80, rounding_images=32),
+    "balanced": Budget(0, 0, 0, imprint_batches=24, imprint_iterations=20, rounding_images=32),
     "best": Budget(0, 0, 0, imprint_batches=24, imprint_iterations=60, rounding_images=32),
 }
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,7 +33,7 @@ from causal_dfq.synthesis.pixel_space import PixelBounds
 from causal_dfq.training.budget import Budget, Recipe
 from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.imprint_synthesis import ImprintSynthesis
-from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding
+from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, most_images
 from causal_dfq.training.pool_training import PoolTraining, Synthesis
 from causal_dfq.training.reconstruction import Schedule, reconstruction
 from causal_dfq.training.sensitivity import choose_weight_bits, quantized_layers
@@ -123,6 +123,19 @@ class Equilibrium:
             self.synthesis.prepare_imprints(
                 self.budget.imprint_batches, recipe.pool_batch, self.budget.imprint_iterations
             )
+
+    def leave_out_unseen_imprints(self) -> None:
+        """No more imprinted scenes than rounding in closed form looks at, where it alone fits Q; before the first step.
+
+        Of large feature maps not so many fit into its memory as the budget may have.
+        """
+        budget = self.budget
+        if budget.trains_student or not budget.rounding_images:
+            return
+        batches = max(1, most_images(self.views, self.rounding.largest_bytes) // self.recipe.pool_batch)
+        if batches < budget.imprint_batches:
+            self.budget = replace(budget, imprint_batches=batches)
+            self.use_recipe(self.recipe)
 
     @property
     def steps_before_calibration(self) -> int:

@@ -34,7 +34,8 @@ class RoundingSettings:
     """How a layer is rounded.
 
     Args:
-        samples: places that a layer is looked at, over all images; every layer has as many as it has places.
+        samples: places that a layer is looked at, over all images, if it has so many.
+        samples_of_input: of a layer of few inputs fewer places: so many for each input of an output channel.
         pull: how much a weight of 4 bits is held to P's, in units of the mean over its inputs of their sums of squares.
         damping: of the second moments, in the same units.
         largest_bytes: what a tensor between two units may take over all images; where it would take more, fewer images,
@@ -44,6 +45,7 @@ class RoundingSettings:
     """
 
     samples: int = 65536
+    samples_of_input: int = 512
     pull: float = 0.2
     damping: float = 0.01
     largest_fan_in: int = 8192
@@ -59,6 +61,13 @@ class RoundingSettings:
             largest_bytes=min(usual.largest_bytes, int(free / 2 / _TENSORS)),
             largest_fan_in=min(usual.largest_fan_in, of_moments),
         )
+
+    def samples_of(self, fan_in: int) -> int:
+        """Places that a layer with so many inputs of an output channel is looked at, over all images.
+
+        Least squares over few unknowns want few samples; a depthwise layer of many channels would copy gigabytes.
+        """
+        return min(self.samples, self.samples_of_input * fan_in)
 
     def pull_of(self, bits: int) -> float:
         """Twice as much for every two bits more: the finer the grids, the less has a layer to make up for [ours]."""
@@ -79,13 +88,19 @@ def layer_rounding(views: NetworkViews, images: Tensor, settings: RoundingSettin
 
 def _as_many_as_fit(views: NetworkViews, images: Tensor, largest_bytes: int, seed: int) -> Tensor:
     """As many of the images as leave no tensor between two units larger."""
-    values = {node.name: node.meta.get("val") for node in views.folded.graph.nodes}
-    largest = max(values[unit.result][0].numel() for unit in reconstruction_units(views.folded))
-    count = max(1, largest_bytes // (largest * images.element_size()))
+    count = most_images(views, largest_bytes)
     if count >= len(images):
         return images
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return images[chosen.sort().values.to(images.device)]
+
+
+def most_images(views: NetworkViews, largest_bytes: int) -> int:
+    """Of how many images the largest tensor between two units takes so many bytes."""
+    values = {node.name: node.meta.get("val") for node in views.folded.graph.nodes}
+    largest = max(values[unit.result][0].numel() for unit in reconstruction_units(views.folded))
+    count: int = max(1, largest_bytes // (largest * torch.float32.itemsize))
+    return count
 
 
 @torch.no_grad()
@@ -99,7 +114,8 @@ def round_layer(
     if quantizer is None or p_weight[0].numel() > settings.largest_fan_in:
         return
     weight, bias = parameters_of(layer)
-    moments = layer_moments(views, unit, name, data, settings.samples, random)
+    samples = settings.samples_of(p_weight[0].numel())
+    moments = layer_moments(views, unit, name, data, samples, random)
     groups = len(moments.own)
     nearest = least_squares_weight(joined(p_weight, p_bias, groups), moments, settings.pull_of(quantizer.bits))
     rounded = rounded_on_own_grid(quantizer, nearest, weight.shape, moments, settings.damping)

@@ -79,7 +79,7 @@ def closed_form_sensitivities(
         if weight[0].numel() <= settings.largest_fan_in:
             random = torch.Generator().manual_seed(seed + number)
             with views.in_float32():
-                moments = moments_in_p(views, name, others, settings.samples, random)
+                moments = moments_in_p(views, name, others, settings.samples_of(weight[0].numel()), random)
         for width in bits:
             quantizer = WeightQuantizer(kept[0], width, is_symmetric=True)
             if moments is None:
