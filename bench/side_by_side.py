@@ -31,9 +31,9 @@ def rivals_section(runs: list[dict[str, Any]]) -> str:
         "",
         "The best of the field's methods, by its drop over all its seeds. Compared on the seeds that both have (on all",
         "where they share none), named last: drops, times, and the agreement with the float network in %, ours first.",
-        "Beaten: within noise where the difference of the drops is smaller than the largest of both methods' paired",
-        "standard errors of the images and standard deviations over all their seeds. Its time is in units of ours,",
-        f"blank where not all of these runs had {_LOAD}.",
+        "Beaten: within noise where the drops differ, to whichever side, by less than the largest of both methods'",
+        "paired standard errors of the images and standard deviations over all their seeds. Its time is in units of",
+        f"ours, blank where not all of these runs had {_LOAD}.",
         f"Gap: where our drop lies between that on real images (0) and GENIE's (1), at most {_LARGEST_GAP:.2f} wanted,",
         "on the seeds that all three have; blank where one was not run, where they share no seed, and where GENIE's",
         "drop is not above that on real images.",
@@ -93,9 +93,10 @@ def _noise(entry: dict[str, Any]) -> float:
 
 def _beaten(saved: float, noise: float) -> str:
     # Equal counts of right answers can differ in their last binary digits.
-    if saved < _SAME:
+    if abs(saved) < _SAME:
         return "no"
-    return "yes, within noise" if saved < noise else "yes"
+    answer = "yes" if saved > 0 else "no"
+    return f"{answer}, within noise" if abs(saved) < noise else answer
 
 
 def _seeds(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -261,6 +261,8 @@ def test_methods_are_compared_on_common_seeds_and_beyond_noise() -> None:
     # 0.6 points are more than that, and less than what our seeds differ by.
     assert "| yes, within noise |" in line([run(0, 3.0), run(1, 1.4)], [run(1, 2.0, "gdfq")])
     assert "| no |" in line(ours, [run(1, 1.2, "gdfq")])
+    assert "| no, within noise |" in line(ours, [run(1, 1.0, "gdfq")])
+    assert "| no |" in line(ours, [run(1, 0.8, "gdfq")])
     apart = line(ours, [run(2, 2.0, "gdfq")])
     assert "| 1.10 ± 0.14 | gdfq, of 1 | 2.00 |" in apart
     assert apart.endswith("| ours 0, 1; theirs 2 |")
