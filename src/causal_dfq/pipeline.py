@@ -246,11 +246,12 @@ def start_run(prepared: PreparedNetwork, options: Options, device: torch.device)
         synthesis,
         None if options.size_budget is None else options.size_budget.in_bytes(sum(weight_counts(prepared.folded))),
     )
+    run.leave_out_unseen_imprints()
     if options.memory_limit is not None:
         memory = step_memory(run)
         run.use_recipe(fit_recipe(run.recipe, memory, options.memory_limit))
         run.rounding = RoundingSettings.within(options.memory_limit - memory.fixed)
-    run.leave_out_unseen_imprints()
+        run.leave_out_unseen_imprints()
     return run
 
 

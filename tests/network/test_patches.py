@@ -33,14 +33,15 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_patches_times_weight_is_the_output(kind: str) -> None:
+def test_patches_times_weight_is_the_output(kind: str, memory_format: torch.memory_format) -> None:
     layer, shape = LAYERS[kind]
     module = capture(Alone(layer).eval(), shape)
     (node,) = weight_layer_nodes(module.graph)
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     places = torch.randperm(place_count(node), generator=torch.Generator().manual_seed(2))[:7]
-    rows = patches_at(images, node, kernel_size_of(module, node), places)
+    rows = patches_at(images.contiguous(memory_format=memory_format), node, kernel_size_of(module, node), places)
     groups = group_count(node)
     weight = attribute(module, str(node.args[1].target)).flatten(1).unflatten(0, (groups, -1))
     products = (rows @ weight.mT).transpose(0, 1).flatten(1) + layer.bias

@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from causal_dfq.training.depthwise import depthwise_convolution, gradient_of_features
+from causal_dfq.config import make_options
+from causal_dfq.pipeline import prepare, resolve_device, start_run
+from causal_dfq.training.depthwise import constant_depthwise, gradient_of_features
+from tests.networks import trained
 
 CASES = [
     # kernel, stride, padding, dilation, height, width
@@ -44,7 +47,7 @@ def test_a_constant_one_computes_in_bfloat16_under_autocast(stride: int, has_bia
     bias = normal(8).float() if has_bias else None
     options = [stride, stride], [1, 1], [1, 1], 8
     with torch.autocast("cpu", torch.bfloat16):
-        found = depthwise_convolution(features, weight, bias, *options)
+        found = constant_depthwise(features, weight, bias, *options)
     assert found.dtype == torch.bfloat16
     expected = functional.conv2d(features, weight, bias, *options)
     gradient = normal(*expected.shape)
@@ -57,16 +60,24 @@ def test_a_constant_one_computes_in_bfloat16_under_autocast(stride: int, has_bia
 
 
 @pytest.mark.parametrize(
-    ("trains", "is_under_autocast", "filters", "padding"),
-    [(True, True, 4, 1), (False, False, 4, 1), (False, True, 8, 1), (False, True, 4, 3)],
-    ids=["a trained weight", "without autocast", "two filters a channel", "more padding than the kernel reaches"],
+    ("trains", "is_under_autocast", "filters", "padding", "groups"),
+    [
+        (True, True, 4, 1, 4),
+        (False, False, 4, 1, 4),
+        (False, True, 8, 1, 4),
+        (False, True, 4, 3, 4),
+        (False, True, 4, 1, 2),
+    ],
+    ids=["a trained weight", "without autocast", "two filters a channel", "more padding than reach", "wider groups"],
 )
-def test_all_others_compute_in_float32(trains: bool, is_under_autocast: bool, filters: int, padding: int) -> None:
-    features, weight = normal(2, 4, 6, 6).float().requires_grad_(), normal(filters, 1, 3, 3).float()
+def test_all_others_compute_in_float32(
+    trains: bool, is_under_autocast: bool, filters: int, padding: int, groups: int
+) -> None:
+    features, weight = normal(2, 4, 6, 6).float().requires_grad_(), normal(filters, 4 // groups, 3, 3).float()
     weight.requires_grad_(trains)
-    options = [1, 1], [padding, padding], [1, 1], 4
+    options = [1, 1], [padding, padding], [1, 1], groups
     with torch.autocast("cpu", torch.bfloat16, enabled=is_under_autocast):
-        found = depthwise_convolution(features.bfloat16(), weight, None, *options)
+        found = constant_depthwise(features.bfloat16(), weight, None, *options)
     expected = functional.conv2d(features.bfloat16().float(), weight, None, *options)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
@@ -74,3 +85,39 @@ def test_all_others_compute_in_float32(trains: bool, is_under_autocast: bool, fi
     gradients = (torch.autograd.grad(result.square().sum(), wanted) for result in (found, expected))
     for given, exact in zip(*gradients, strict=True):
         assert torch.equal(given, exact)
+
+
+class Grouped(nn.Module):
+    """A grouped convolution, as ResNeXt has, and a strided depthwise one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.bn3 = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.bn1(self.stem(images)))
+        features = torch.relu(self.bn2(self.grouped(features)))
+        return self.fc(torch.relu(self.bn3(self.depthwise(features))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", ["w4a4", "w32a4"])
+def test_grouped_convolutions_run_in_every_view(bits: str) -> None:
+    options = make_options(bits=bits, input_shape=(3, 16, 16))
+    network = trained(Grouped())
+    run = start_run(prepare(network, options), options, resolve_device("cpu"))
+    run.views._uses_bfloat16 = True
+    run.calibrate()
+    batch = run.student_batch()
+    with torch.no_grad():
+        exact = network(batch.drawn.images)
+        logits, statistics, _ = run.views.statistics_view(batch.drawn.images)
+    for found in (logits, batch.pretrained.logits):
+        assert float((found - exact).norm() / exact.norm()) < 0.03
+    assert len(statistics) == 3
+    for loss in (lambda: run.synthesis.loss(run.recipe, run.random), lambda: run.student_loss(batch)):
+        value, _ = loss()
+        value.backward()
+        assert value.isfinite()

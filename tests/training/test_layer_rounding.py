@@ -132,20 +132,29 @@ def test_a_layer_of_few_inputs_is_looked_at_in_fewer_places() -> None:
     assert looked_at == [[count, count, count], [64 * count, 64 * count, count]]
 
 
-def test_no_more_scenes_are_imprinted_than_rounding_looks_at_where_it_alone_fits_q() -> None:
-    run = started(
-        replace(SMALL, equilibrium_rounds=0, finish_rounds=0, imprint_batches=5, imprint_iterations=3), "w3a8"
-    )
+def without_rounds(**values: int) -> Budget:
+    return replace(SMALL, equilibrium_rounds=0, finish_rounds=0, **values)
+
+
+def test_where_rounding_alone_fits_q_the_scenes_that_it_cannot_hold_give_their_steps_to_the_others() -> None:
+    run = started(without_rounds(imprint_batches=5, imprint_iterations=3), "w3a8")
     of_an_image = 8 * 8 * 8 * 4
     run.use_recipe(replace(run.recipe, pool_batch=10))
-    steps = []
-    for images in (60, 50, 49, 20, 1):
+    budgets = []
+    for images in (60, 50, 48, 20, 1):
         run.rounding = RoundingSettings(largest_bytes=images * of_an_image)
         run.leave_out_unseen_imprints()
         assert run.synthesis.imprints is not None
         assert len(run.synthesis.imprints) == 10 * run.budget.imprint_batches
-        steps.append(run.budget.imprint_steps)
-    assert steps == [15, 15, 12, 6, 3]
+        budgets.append((run.budget.imprint_batches, run.budget.imprint_iterations))
+    assert budgets == [(5, 3), (5, 3), (5, 3), (2, 7), (1, 14)]
+
+
+def test_no_scene_is_changed_more_often_than_it_gains_from() -> None:
+    run = started(without_rounds(imprint_batches=20, imprint_iterations=10), "w3a8")
+    run.rounding = RoundingSettings(largest_bytes=1)
+    run.leave_out_unseen_imprints()
+    assert (run.budget.imprint_batches, run.budget.imprint_iterations) == (1, 60)
 
 
 def test_where_rounds_train_q_all_scenes_are_imprinted() -> None:

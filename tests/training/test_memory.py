@@ -11,6 +11,7 @@ from causal_dfq.errors import ConfigError
 from causal_dfq.pipeline import prepare, resolve_device, start_run
 from causal_dfq.training.budget import Recipe, recipe_for
 from causal_dfq.training.imprint_synthesis import ImprintSynthesis
+from causal_dfq.training.layer_rounding import most_images
 from causal_dfq.training.memory import FRAMEWORK_BYTES, LiveTensors, StepMemory, fit_recipe, step_memory
 from tests.networks import Normalized, Residual, trained
 
@@ -111,6 +112,20 @@ def test_without_a_generator_a_limit_decides_the_batches_of_imprinted_scenes(sid
     assert run.recipe.pool_batch < recipe_for(shape).pool_batch
     assert memory.of(run.recipe) <= limit
     assert all(math.isfinite(value) for value in run.run_step(0).values())
+
+
+def test_within_a_limit_no_more_scenes_are_made_than_rounding_holds() -> None:
+    free = make_options(bits="w8a8", input_shape=(3, 72, 72))
+    memory = step_memory(start_run(prepare(trained(Residual()), free), free, resolve_device("cpu")))
+    budgets = []
+    for images in (40, 4000):
+        options = free.model_copy(update={"memory_limit": round(memory.fixed + images * memory.synthesis_image)})
+        run = start_run(prepare(trained(Residual()), options), options, resolve_device("cpu"))
+        held = most_images(run.views, run.rounding.largest_bytes)
+        budgets.append(run.budget.imprint_batches)
+        assert budgets[-1] == min(24, max(1, round(held / run.recipe.pool_batch)))
+    assert budgets[0] < 24
+    assert budgets[1] == 24
 
 
 @pytest.mark.parametrize("step", ["generator", "student"])

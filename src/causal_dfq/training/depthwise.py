@@ -2,8 +2,8 @@
 
 On a CPU in bfloat16 torch gives their features quickly, but not their gradients: that of the features takes several
 times as long as in float32, with a stride a hundred times. In float32 both ways pay for two conversions, which take
-longer than the arithmetic. Where the weight is a constant, as all of P's are, the gradient of the features is a
-depthwise convolution itself, with the kernel turned round, and as quick as the features.
+longer than the arithmetic. Where the weight is a constant, as it is in P while images are made, the gradient of the
+features is a depthwise convolution itself, with the kernel turned round, and as quick as the features.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from causal_dfq.network.operations import aten
 Pair = tuple[int, int]
 
 
-def depthwise_convolution(
+def grouped_in_float32(features: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """`aten.conv2d` of features (N, C, H, W), with groups, in float32 whatever autocast says."""
+    with torch.autocast(features.device.type, enabled=False):
+        result: Tensor = aten.conv2d.default(features.float(), weight.float(), bias, *options)
+    return result
+
+
+def constant_depthwise(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -30,14 +37,14 @@ def depthwise_convolution(
 ) -> Tensor:
     """`aten.conv2d` with groups of one channel: features (N, C, H, W), weight (O, 1, kh, kw), bias (O,).
 
-    In bfloat16 where a CPU is under autocast to it and no parameter has a gradient, else in float32.
+    In bfloat16 where a CPU is under autocast to it, each channel has one filter and no parameter has a gradient; else
+    in float32.
     """
     options = _pair(stride), _pair(padding), _pair(dilation)
     if _is_quick(features, weight, bias, *options[1:]):
         result: Tensor = _OfConstant.apply(features, weight, bias, *options)
         return result
-    with torch.autocast(features.device.type, enabled=False):
-        return aten.conv2d.default(features.float(), weight.float(), bias, *options, groups)  # type: ignore[no-any-return]
+    return grouped_in_float32(features, weight, bias, *options, groups)
 
 
 def _is_quick(features: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair, dilation: Pair) -> bool:
@@ -45,8 +52,9 @@ def _is_quick(features: Tensor, weight: Tensor, bias: Tensor | None, padding: Pa
     if kind != "cpu" or not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != torch.bfloat16:
         return False
     is_constant = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    has_one_filter = len(weight) == features.shape[1] and weight.shape[1] == 1
     reaches = all(pad <= reach for pad, reach in zip(padding, _reach(weight, dilation), strict=True))
-    return is_constant and len(weight) == features.shape[1] and reaches
+    return is_constant and has_one_filter and reaches
 
 
 class _OfConstant(torch.autograd.Function):

@@ -53,6 +53,7 @@ WARMUP, IMPRINT, CALIBRATION, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
 )
 CALIBRATION_BATCHES = 8
 SENSITIVITY_BATCHES, SENSITIVITY_PIXELS = 2, 16 * 224 * 224
+_MOST_ITERATIONS = 60
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,19 @@ class Equilibrium:
             )
 
     def leave_out_unseen_imprints(self) -> None:
-        """No more imprinted scenes than rounding in closed form looks at, where it alone fits Q; before the first step.
+        """About as many imprinted scenes as rounding looks at, where it alone fits Q; before the first step.
 
-        Of large feature maps not so many fit into its memory as the budget may have.
+        Of large feature maps not so many fit into its memory as the budget has. The steps that they would have taken
+        go to the others, up to the iterations beyond which a scene gains nothing. Where bits are chosen too, that is
+        done on all of them.
         """
         budget = self.budget
-        if budget.trains_student or not budget.rounding_images:
+        if budget.trains_student or not budget.rounding_images or self._weight_budget is not None:
             return
-        batches = max(1, most_images(self.views, self.rounding.largest_bytes) // self.recipe.pool_batch)
+        batches = max(1, round(most_images(self.views, self.rounding.largest_bytes) / self.recipe.pool_batch))
         if batches < budget.imprint_batches:
-            self.budget = replace(budget, imprint_batches=batches)
+            iterations = max(budget.imprint_iterations, min(_MOST_ITERATIONS, budget.imprint_steps // batches))
+            self.budget = replace(budget, imprint_batches=batches, imprint_iterations=iterations)
             self.use_recipe(self.recipe)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from causal_dfq.quantizer.placement import integer_tensors, quantized_tensors
 from causal_dfq.quantizer.ranges import ObservedValues, affine_over_bounds, merge, observe
 from causal_dfq.synthesis.measured_norm import measured_norm, with_statistics
 from causal_dfq.synthesis.swing import with_swing
-from causal_dfq.training.depthwise import depthwise_convolution
+from causal_dfq.training.depthwise import constant_depthwise, grouped_in_float32
 from causal_dfq.training.measured_rounding import rounding_of, with_feature_errors
 
 
@@ -60,7 +60,7 @@ class QuantizedView:
 class NetworkViews:
     """P with its BatchNorms, P folded, and Q, as functions of a batch of images.
 
-    On a CPU with bfloat16 arithmetic the views run under autocast; depthwise convolutions that are trained stay in
+    On a CPU with bfloat16 arithmetic the views run under autocast; of P folded and of Q, grouped convolutions stay in
     float32, where their gradient is faster.
     """
 
@@ -259,6 +259,11 @@ def _volume_convolution(features: Tensor, weight: Tensor, bias: Tensor | None = 
     return result
 
 
+def _constant_convolution(weight: Tensor) -> Callable[..., Tensor]:
+    """A convolution with groups whose weight (O, C / G, kh, kw) is a constant."""
+    return constant_depthwise if weight.shape[1] == 1 else aten.conv2d.default
+
+
 def _for_training(view: fx.GraphModule) -> fx.GraphModule:
     for node in list(view.graph.nodes):
         if node.op != "call_function" or node.target not in CONVOLUTIONS:
@@ -275,7 +280,8 @@ def _for_training(view: fx.GraphModule) -> fx.GraphModule:
         elif node.target == aten.conv2d.default and len(node.args) > 6:
             groups, weight = node.args[6], node.args[1]
             value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-            if groups > 1 and (value is None or value.shape[1] == 1):
-                node.target = depthwise_convolution
+            if groups > 1:
+                # Of P folded and of Q the graph makes the weights, which may be trained.
+                node.target = grouped_in_float32 if value is None else _constant_convolution(value)
     view.recompile()
     return view
