@@ -16,11 +16,12 @@ _LEAST_WAY, _MOST_TIME = 0.8, 1 / 5
 _SAME = 1e-9
 _EFFORTS = ("fast", "balanced", "best")
 # What was tried and not kept; not measured by this bench, hence no numbers.
-_TRIED = """Tried and not kept, on one seed: a `balanced` of about a fifth of the rounds and scenes of `best`. It took
-somewhat more than a fifth of the time, not much above `fast`, and left about half of the way; `balanced` is the
-default, and with it ResNet-32 w4a4 deploy would lose more than it may. Twice the learning rates, half the images a
-batch in twice the rounds, the scenes of `best` with so few rounds, and on MobileNetV1 more scenes of fewer iterations
-each won nothing in that time."""
+_TRIED = """Tried and not kept on CIFAR, on one seed: a `balanced` of about a fifth of the rounds and scenes of `best`.
+It took somewhat more than a fifth of the time, not much above `fast`, and left about half of the way; `balanced` is the
+default, and with it ResNet-32 w4a4 deploy would lose more than it may. Three fifths of its rounds, on a GPU, went all
+of the way on ResNet-20 w2a4, but two thirds of it on ResNet-32. Twice the learning rates, half the images a batch in
+twice the rounds, and the scenes of `best` with so few rounds each won nothing in that time. On MobileNetV1 a quarter
+of the scenes, each of four times the iterations, won nothing over `fast`."""
 _LOAD = "the same processor, accelerator, threads and number of runs side by side"
 
 

@@ -21,8 +21,6 @@ from causal_dfq.files import is_partial, output_error, write_atomically, write_t
 from causal_dfq.pipeline import (
     PreparedNetwork,
     StepReport,
-    chosen_budget,
-    chosen_recipe,
     finish,
     gallery,
     prepare,
@@ -79,9 +77,9 @@ def quantize_to_folder(
     prepared = prepare(network, options)
     if (folder / CONFIG_FILE).exists():
         return _already_finished(folder, _settings(options, prepared.digest))
-    fingerprint = _settings(options, prepared.digest) | _surroundings(prepared, options, device)
     _check_disk_space(folder, prepared)
     run = start_run(prepared, options, device)
+    fingerprint = _settings(options, prepared.digest) | _surroundings(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,10 +174,13 @@ def _settings(options: Options, digest: str) -> dict[str, str]:
     return {**entries, "network's weights": digest[:16]}
 
 
-def _surroundings(prepared: PreparedNetwork, options: Options, device: torch.device) -> dict[str, str]:
-    """What else decides the bits of a run; an unfinished one cannot go on under another."""
-    budget, recipe = asdict(chosen_budget(options)), asdict(chosen_recipe(options))
-    return {"device": device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
+def _surroundings(run: Equilibrium) -> dict[str, str]:
+    """What else decides the bits of a run; an unfinished one cannot go on under another.
+
+    A memory limit changes recipe and budget, by what a step needs on this machine.
+    """
+    budget, recipe = asdict(run.budget), asdict(run.recipe)
+    return {"device": run.device.type, "budget": json.dumps(budget), "recipe": json.dumps(recipe), **versions()}
 
 
 def _check_same_run(folder: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
