@@ -73,6 +73,22 @@ class SqueezeExcite(nn.Module):
         return self.fc(self.dropout(features.mean((2, 3))))
 
 
+class Grouped(nn.Module):
+    """A grouped convolution, as ResNeXt has, and a strided depthwise one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.bn3 = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.bn1(self.stem(images)))
+        features = torch.relu(self.bn2(self.grouped(features)))
+        return self.fc(torch.relu(self.bn3(self.depthwise(features))).mean((2, 3)))
+
+
 class Reused(nn.Module):
     """One convolution called twice, with another BatchNorm each time."""
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, resolve_device, start_run
 from causal_dfq.training.depthwise import constant_depthwise, gradient_of_features
-from tests.networks import trained
+from tests.networks import Grouped, trained
 
 CASES = [
     # kernel, stride, padding, dilation, height, width
@@ -85,22 +85,6 @@ def test_all_others_compute_in_float32(
     gradients = (torch.autograd.grad(result.square().sum(), wanted) for result in (found, expected))
     for given, exact in zip(*gradients, strict=True):
         assert torch.equal(given, exact)
-
-
-class Grouped(nn.Module):
-    """A grouped convolution, as ResNeXt has, and a strided depthwise one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.grouped, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8)
-        self.depthwise, self.bn3 = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = torch.relu(self.bn1(self.stem(images)))
-        features = torch.relu(self.bn2(self.grouped(features)))
-        return self.fc(torch.relu(self.bn3(self.depthwise(features))).mean((2, 3)))
 
 
 @pytest.mark.parametrize("bits", ["w4a4", "w32a4"])

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from causal_dfq.config import make_options
 from causal_dfq.pipeline import prepare, resolve_device, start_run
-from tests.networks import ALL, trained
+from tests.networks import ALL, Grouped, trained
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
@@ -40,7 +40,7 @@ class ConvolutionFormats(TorchDispatchMode):
             self.others.append((name, tuple(values.shape), values.stride()))
 
 
-@pytest.mark.parametrize("network", ALL)
+@pytest.mark.parametrize("network", [*ALL, Grouped])
 def test_both_steps_convolve_in_channels_last(network: type) -> None:
     options = make_options(bits="w4a4", input_shape=(3, 16, 16))
     run = start_run(prepare(trained(network()), options), options, resolve_device("cpu"))
