@@ -30,7 +30,7 @@ from causal_dfq.quantizer.modules import ActivationQuantizer, WeightQuantizer
 from causal_dfq.quantizer.placement import WEIGHT_QUANTIZERS
 from causal_dfq.quantizer.residual_grids import share_step_sizes
 from causal_dfq.synthesis.pixel_space import PixelBounds
-from causal_dfq.training.budget import Budget, Recipe
+from causal_dfq.training.budget import LARGE_IMAGE_BUDGETS, Budget, Recipe
 from causal_dfq.training.generator_training import GeneratorTraining
 from causal_dfq.training.imprint_synthesis import ImprintSynthesis
 from causal_dfq.training.layer_rounding import RoundingSettings, layer_rounding, most_images
@@ -53,7 +53,7 @@ WARMUP, IMPRINT, CALIBRATION, ROUNDING, RECONSTRUCTION, EQUILIBRIUM, FINISH = (
 )
 CALIBRATION_BATCHES = 8
 SENSITIVITY_BATCHES, SENSITIVITY_PIXELS = 2, 16 * 224 * 224
-_MOST_ITERATIONS = 60
+_MOST_ITERATIONS = LARGE_IMAGE_BUDGETS["best"].imprint_iterations
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class Equilibrium:
         """About as many imprinted scenes as rounding looks at, where it alone fits Q; before the first step.
 
         Of large feature maps not so many fit into its memory as the budget has. The steps that they would have taken
-        go to the others, up to the iterations beyond which a scene gains nothing. Where bits are chosen too, that is
-        done on all of them.
+        go to the others, up to as many iterations as effort `best` has. Where bits are chosen too, that is done on all
+        of them.
         """
         budget = self.budget
         if budget.trains_student or not budget.rounding_images or self._weight_budget is not None:
