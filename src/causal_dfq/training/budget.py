@@ -68,7 +68,7 @@ class Budget:
 BUDGETS: dict[Effort, Budget] = {
     "fast": Budget(40, 5, 19, imprint_batches=2, imprint_iterations=40),
     "balanced": Budget(160, 40, 140, imprint_batches=6, imprint_iterations=60),
-    "best": Budget(240, 50, 240, imprint_batches=8, imprint_iterations=80),
+    "best": Budget(240, 50, 240, imprint_batches=32, imprint_iterations=40),
 }
 
 # For images of more than 64x64 pixels. The batches of training that a CPU can afford there are so small that they lose
