@@ -15,15 +15,24 @@ LONG = "causal-long"
 
 @dataclass(frozen=True)
 class Longer:
-    """How many times what the effort has: imprinted scenes, made as many more at a time, rounds, and images a batch."""
+    """How many times what the effort has: rounds, and images a batch; and the imprinted scenes: batches, of how many
+    images, and iterations of each.
+    """
 
-    scenes: int
     rounds: float
     batch: int
+    imprint_batches: int
+    pool_batch: int
+    imprint_iterations: int
+
+    @property
+    def scenes(self) -> int:
+        """All imprinted scenes."""
+        return self.imprint_batches * self.pool_batch
 
 
 # A GPU makes a batch of many images in the time of one of few, which starting its operators takes.
-LONGER = Longer(scenes=4, rounds=1.5, batch=8)
+LONGER = Longer(rounds=1.5, batch=8, imprint_batches=8, pool_batch=512, imprint_iterations=80)
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,13 @@ def lengthen(run: Equilibrium) -> None:
         budget,
         equilibrium_rounds=int(LONGER.rounds * budget.equilibrium_rounds),
         finish_rounds=int(LONGER.rounds * budget.finish_rounds),
+        imprint_batches=LONGER.imprint_batches,
+        imprint_iterations=LONGER.imprint_iterations,
     )
     run.use_recipe(
         replace(
             recipe,
-            pool_batch=LONGER.scenes * recipe.pool_batch,
+            pool_batch=LONGER.pool_batch,
             student_contents=LONGER.batch * recipe.student_contents,
             hidden_contents=LONGER.batch * recipe.hidden_contents,
             scenes=LONGER.batch * recipe.scenes,

@@ -21,7 +21,8 @@ def long_section(entries: list[dict[str, Any]]) -> str:
     lines = [
         "## A longer schedule",
         "",
-        f"Effort best with {LONGER.scenes} times the imprinted scenes, {LONGER.rounds} times the rounds, and",
+        f"Effort best with {LONGER.scenes:,} imprinted scenes of {LONGER.imprint_iterations} iterations, "
+        f"{LONGER.rounds} times the rounds, and",
         f"{LONGER.batch} times the images in a batch of the quantized network: {steps:,} steps of {images} images.",
         f"GDFQ's paper has {_PAPERS_STEPS:,} of {_PAPERS_BATCH}, which the time on this GPU did not allow: these are",
         f"{steps / _PAPERS_STEPS:.0%} of its steps and {steps * images / (_PAPERS_STEPS * _PAPERS_BATCH):.0%} of its",
@@ -55,6 +56,6 @@ def long_note(entries: list[dict[str, Any]], rows: Sequence[accuracy.Row]) -> li
     if not told:
         return []
     return [
-        "With more rounds, scenes and images a batch than minutes on a CPU allow, "
+        "With more rounds, images a batch, and iterations of each scene than minutes on a CPU allow, "
         f"[on a GPU](results_gpu.md#a-longer-schedule), the drop is {'; '.join(told)}."
     ]
