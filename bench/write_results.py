@@ -56,6 +56,7 @@ number of steps: it gives each method about the same time on a CPU, and other ti
 and an operator costs the same for few images as for many. `bench/results/accuracy_gpu.json` holds the runs of all
 commands below, each of which wrote a file of its own."""
 
+# The first commit whose `best` has as many imprinted scenes as the package has now.
 _MORE_SCENES = "53a33d7"
 _ATTEMPTS = """## What was tried on rows that miss
 
@@ -171,8 +172,8 @@ def _notes_on_goals() -> list[str]:
         "The field's best drops are those of the papers, from other checkpoints that start at other accuracies. GDFQ, "
         "IntraQ and HAST report the best epoch on the test set; ours are those of the last step.",
         "",
-        f"Since {_MORE_SCENES} `best` makes four times the imprinted scenes, each in half the iterations, of images of up "
-        "to 64x64 pixels: CIFAR rows of earlier commits, here and below, are those of the earlier `best`.",
+        f"Since {_MORE_SCENES} `best` makes four times the imprinted scenes, each in half the iterations, of images of "
+        "up to 64x64 pixels: CIFAR rows of earlier commits, here and below, are those of the earlier `best`.",
     ]
     if any(map(_lacks_generator, accuracy.ROWS)):
         notes += [
