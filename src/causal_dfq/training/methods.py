@@ -47,8 +47,9 @@ _PLAIN_GENERATOR = replace(
 _GDFQ = replace(_PLAIN_GENERATOR, temperature=20.0, label_weight=1.0)
 _POOL = replace(_PLAIN_GENERATOR, class_weight=0.0)
 
-# An effort gives a method of the field about as much time as the causal one, by the cost of a step on a CIFAR ResNet:
-# where those have no imprints and no rounding in closed form, they have more rounds or steps.
+# Efforts fast and balanced give a method of the field about as much time as the causal one, by the cost of a step on a
+# CIFAR ResNet, and best less: where those have no imprints and no rounding in closed form, they have more
+# rounds or steps.
 _PLAIN_BUDGETS: Mapping[Effort, Budget] = {
     "fast": Budget(60, 8, 20),
     "balanced": Budget(160, 50, 175),
