@@ -31,7 +31,7 @@ from rich.table import Table
 
 from bench.ablation import ABLATIONS, Ablation
 from bench.changed_run import Case, quantize_changed
-from bench.environment import ROOT, describe, is_same_package, peak_memory_gb
+from bench.environment import ROOT, describe, is_same_package, peak_memory_gb, usable_cores
 from bench.networks import EFFICIENTNET_LITE, evaluate_on_sets, load_subject
 from bench.real import train_on_real_images
 from causal_dfq.config import Protocol
@@ -151,6 +151,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "drop_spread": statistics.stdev(drops) if len(drops) > 1 else None,
                 "paired_error": statistics.mean(run["drop_standard_error"] for run in members),
                 "seconds": statistics.mean(run["seconds"] for run in members),
+                "longest_seconds": max(run["seconds"] for run in members),
                 "peak_memory_gb": max(run["peak_memory_gb"] for run in members),
                 "images": members[0]["images"],
                 "commits": list(dict.fromkeys(run["commit"] for run in members)),
@@ -311,7 +312,7 @@ def _side_by_side(wanted: list[Work], place: Place, jobs: int) -> Iterator[tuple
     On the CPU each has a process of its own, whose memory is its own. On a GPU processes last: they take as long to
     start there as a short run.
     """
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(max(1, usable_cores() // jobs))
     runs_a_process = 1 if place.device == "cpu" else None
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=runs_a_process)
     try:

@@ -25,7 +25,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
     In a copy of a commit's tree, where git does not know it, the environment's SOURCE_COMMIT says which one it is.
     """
-    machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
+    machine: dict[str, Any] = {"processor": _processor(), "cores": usable_cores(), "system": platform.platform()}
     if device != "cpu":
         machine["accelerator"] = torch.cuda.get_device_name(device)
     copied = os.environ.get("SOURCE_COMMIT", "")
@@ -50,6 +50,11 @@ def is_same_package(results: dict[str, Any], device: str = "cpu") -> bool:
         and results["machine"] == here["machine"]
         and _is_same_source(results["commit"], here["commit"])
     )
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, which `taskset` can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def short_commit(commit: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 from bench import accuracy
@@ -44,18 +45,33 @@ def long_section(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def long_note(entries: list[dict[str, Any]], rows: Sequence[accuracy.Row]) -> list[str]:
-    """One paragraph on those of the rows that the longer schedule was run for; none where it was run for none."""
+def long_note(entries: list[dict[str, Any]], rows: Sequence[accuracy.Row], runs: list[dict[str, Any]]) -> list[str]:
+    """One paragraph on those of the rows that the longer schedule was run for; none where it was run for none.
+
+    `entries` are of the GPU; `runs` are those of the page, which the same seeds are looked up in.
+    """
     found = [(row, accuracy.find(entries, row, LONG, "best")) for row in rows]
     told = [
         f"{accuracy.drop_text(entry)} on `{row.network}` {row.bits} (goal {row.largest_drop}; "
-        f"seed{'s' * (len(entry['seeds']) > 1)} {', '.join(map(str, entry['seeds']))})"
+        f"seed{'s' * (len(entry['seeds']) > 1)} {', '.join(map(str, entry['seeds']))}{_beside_best(row, entry, runs)})"
         for row, entry in found
         if entry is not None
     ]
     if not told:
         return []
     return [
-        "With more rounds, images a batch, and iterations of each scene than minutes on a CPU allow, "
+        f"With {LONGER.rounds} times the rounds and {LONGER.batch} times the images a batch, "
         f"[on a GPU](results_gpu.md#a-longer-schedule), the drop is {'; '.join(told)}."
     ]
+
+
+def _beside_best(row: accuracy.Row, entry: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    """The drop of `best` on the seeds of an entry; nothing where one of them was not run."""
+    drops = [
+        run["drop"]
+        for run in runs
+        if accuracy.is_of(run, row)
+        and (run["method"], run["effort"]) == ("causal", "best")
+        and run["seed"] in entry["seeds"]
+    ]
+    return f"; `best`: {mean(drops):.2f}" if len(drops) == len(entry["seeds"]) else ""

@@ -52,6 +52,7 @@ def origin_section(results: dict[str, Any]) -> str:
         "",
         *(f"{number}. `{command}`" for number, command in enumerate(commands, 1)),
         "",
+        *_on_one_core(runs),
         *_unfinished(runs, commands),
         "<details><summary>Which command gave which runs, at which commit</summary>",
         "",
@@ -79,6 +80,17 @@ def _lines_of_runs(runs: list[dict[str, Any]], commands: list[str]) -> list[str]
         for (row, method, effort, _, where, command), of_key in sorted(
             seeds.items(), key=lambda item: (*item[0][:3], min(item[1]))
         )
+    ]
+
+
+def _on_one_core(runs: list[dict[str, Any]]) -> list[str]:
+    """What minutes mean where a run had a single core."""
+    if not any(run["origin"]["machine"]["cores"] == 1 for run in runs):
+        return []
+    return [
+        "Where a run had a core, the machine had two: `taskset` held the command on one of them, and mostly another "
+        "command ran on the other, which a run's minutes do not tell from its own work.",
+        "",
     ]
 
 

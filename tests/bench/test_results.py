@@ -10,10 +10,11 @@ import pytest
 from bench import accuracy
 from bench.ablation import ABLATIONS, LONG, WITHOUT_DISCREPANCY
 from bench.causal_section import ablation_section, causal_section, causal_share
+from bench.equal_time import equal_time_section
 from bench.long_schedule import long_section
 from bench.origin_tables import origin_section
 from bench.paired_test import paired_difference
-from bench.side_by_side import efforts_section, rivals_note, rivals_section
+from bench.side_by_side import efforts_section, rivals_note, rivals_section, told_answers
 from bench.write_results import (
     attempts_section,
     draw_against_bits,
@@ -55,7 +56,7 @@ def run(seed: int, drop: float, method: str = "causal", effort: str = "best", ro
     }
 
 
-RUNS = [run(1, 1.0), run(0, 0.5), run(0, 2.0, "genie"), run(0, 5.0, row=1)]
+RUNS = [{**run(1, 1.0), "seconds": 720.0}, {**run(0, 0.5), "seconds": 480.0}, run(0, 2.0, "genie"), run(0, 5.0, row=1)]
 
 
 def test_seeds_are_averaged_and_methods_kept_apart() -> None:
@@ -97,15 +98,17 @@ def test_sets_are_weighed_by_their_images() -> None:
 def test_the_page_tells_drop_goal_and_what_was_not_measured() -> None:
     entries = accuracy.summarize(RUNS)
     goals = goals_section(entries)
-    assert "| 91.62 | 90.87 | 0.75 ± 0.35 | 0.30 | 0.9 | yes | 1.13 (SynQ) | 0, 1 | abcdef0 | 10 min |" in goals
-    assert "| 5.00 | 0.30 | 4.5 | no, by 0.50 | 5.55 (HAST) | 0 | abcdef0 | 10 min |" in goals
+    assert (
+        "| 91.62 | 90.87 | 0.75 ± 0.35 | 0.30 | 0.9 | yes | 1.13 (SynQ) | 0, 1 | abcdef0 | 12 min | 30 min |" in goals
+    )
+    assert "| 5.00 | 0.30 | 4.5 | no, by 0.50 | 5.55 (HAST) | 0 | abcdef0 | 10 min | 30 min |" in goals
     assert "`efficientnet-lite0`¹ |" in goals
     assert "`cifar10_resnet20_akamaster` |" in goals
     assert "\n¹ Images of more than 64x64 pixels: no generator" in goals
     assert goals.count("not measured") == len(accuracy.ROWS) - 2
     methods = methods_section(entries)
     assert "| causal, best | genie, best |" in methods
-    assert "0.75 ± 0.35 (10.0 min) | 2.00 (10.0 min) |" in methods
+    assert "0.75 ± 0.35 (2 seeds, 10.0 min) | 2.00 (10.0 min) |" in methods
     assert "letter" not in methods
 
 
@@ -187,7 +190,8 @@ def test_the_causal_section_pairs_runs_by_seed_and_wants_five() -> None:
     found = causal_section([*pairs, run(9, 50.0, effort="fast")])
     assert "| fast | 3.90 | 3.00 | 0.90 ± 0.32 | 5 | 0.062 |" in found
     assert "With 5 pairs the smallest p that this test can give is 0.0625: no row by itself can" in found
-    assert found.endswith("| CKA of P and Q | 0.8610 | 0.8700 | +0.0090 ± 0.0032 | 0.062 |")
+    assert found.endswith("| CKA of P and Q | 0.8610, 0.8700 | +0.0090 ± 0.0032 | 0.062 |")
+    assert "This holds for effort fast, and for both losses together." in found
     assert causal_section(pairs[:9]).endswith("\n\nNot measured.")
 
 
@@ -206,7 +210,9 @@ def test_the_ablation_section_names_what_was_changed_and_leaves_the_causal_losse
     runs += [run(seed, 1.5 + 1.2 * seed, "causal-without-imprints", "fast") for seed in range(3)]
     runs += [run(seed, 0.5 + seed, "causal-with-swing", "fast") for seed in range(1)]
     runs += [run(seed, 9.0, WITHOUT_DISCREPANCY, "fast") for seed in range(3)]
-    swing, imprints, _, missing = ablation_section(runs).splitlines()[-4:]
+    table, missing, kept = ablation_section(runs).rsplit("\n\n", 2)
+    swing, imprints = table.splitlines()[-2:]
+    assert kept.startswith("What is kept and why")
     assert swing.startswith("| with swing |")
     assert "| fast | 1.00 | 0.50 | -0.50 | +0.50 | 0 |" in swing
     assert "| without imprints |" in imprints
@@ -244,6 +250,8 @@ def test_a_gap_is_blank_without_common_seeds_and_where_genie_is_not_above_real_i
         return rivals_section(list(runs)).splitlines()[-1].split(" | ")[-2].strip()
 
     assert gap(run(0, 1.0), run(1, 1.0), run(1, 3.0, "genie"), run(1, 0.5, accuracy.REAL)) == "0.20"
+    both = [run(seed, 3.0, "genie") for seed in (0, 1)]
+    assert gap(run(0, 9.0), run(1, 1.0), *both, run(1, 0.5, accuracy.REAL)) == "0.20 (seed 1)"
     assert gap(run(0, 1.0), run(0, 3.0, "genie"), run(1, 0.5, accuracy.REAL)) == ""
     assert gap(run(0, 1.0), run(0, 3.0, "genie"), run(0, 3.0, accuracy.REAL)) == ""
     said = " ".join(rivals_section([]).split())
@@ -266,6 +274,40 @@ def test_methods_are_compared_on_common_seeds_and_beyond_noise() -> None:
     apart = line(ours, [run(2, 2.0, "gdfq")])
     assert "| 1.10 ± 0.14 | gdfq, of 1 | 2.00 |" in apart
     assert apart.endswith("| ours 0, 1; theirs 2 |")
+
+
+def test_ours_in_no_more_time_is_the_highest_effort_that_was_so_short() -> None:
+    def timed(seconds: float, *of: Any, effort: str = "best", **more: Any) -> dict[str, Any]:
+        return {**run(*of, effort=effort, **more), "seconds": seconds}
+
+    ours = [timed(60.0, 0, 5.0, effort="fast"), timed(300.0, 0, 2.0, effort="balanced"), timed(600.0, 0, 1.0)]
+    table = {
+        line.split(" | ")[2]: line
+        for line in equal_time_section(
+            [*ours, timed(600.0, 0, 3.0, "gdfq"), timed(599.0, 0, 1.0, "genie"), timed(59.0, 0, 9.0, "synq")]
+        ).splitlines()
+        if line.startswith("| `")
+    }
+    assert table["gdfq"].endswith("| gdfq | 3.00 | 10.0 | best | 1.00 | 10.0 | yes | 0 |")
+    assert table["genie"].endswith("| genie | 1.00 | 10.0 | balanced | 2.00 | 5.0 | no | 0 |")
+    # Of the third nothing of ours took so little time, and real images are no method of the field.
+    assert table.keys() == {"gdfq", "genie"}
+    assert equal_time_section([*ours, timed(700.0, 0, 0.1, accuracy.REAL)]) == ""
+    # Another load, or another seed, does not compare: `balanced` does.
+    others = [*ours[:2], elsewhere(ours[2]), timed(100.0, 1, 1.0), timed(700.0, 0, 3.0, "gdfq")]
+    assert "| balanced | 2.00 | 5.0 | yes | 0 |" in equal_time_section(others)
+
+
+def test_comparisons_are_counted() -> None:
+    told = told_answers(["yes", "yes, within noise", "no", "yes"])
+    assert told.startswith("Comparisons: 4; ours loses less in 3, within noise in 1 of these; ")
+    assert told.endswith("; it does not in 1, within noise in 0 of these.")
+
+
+def test_a_single_core_is_explained() -> None:
+    alone = {**run(0, 0.8)["origin"], "machine": {**MACHINE, "cores": 1}}
+    assert "`taskset` held the command" in origin_section({"runs": [{**run(0, 0.8), "origin": alone}]})
+    assert "taskset" not in origin_section({"runs": [run(0, 0.8)]})
 
 
 def test_the_fields_methods_have_our_learning_rates_and_synq_stands_beside_its_paper() -> None:
@@ -294,6 +336,11 @@ def test_rows_that_miss_say_what_a_longer_schedule_gives() -> None:
     on_gpu = [run(0, 0.6, LONG), run(1, 0.8, LONG), run(0, 0.02, LONG, row=2)]
     section = attempts_section(missing, on_gpu)
     assert "the drop is 0.70 ± 0.14 on `cifar10_resnet20_akamaster` w4a4 (goal 0.9; seeds 0, 1)." in section
+    both = attempts_section([*missing, run(1, 2.5)], on_gpu)
+    assert "(goal 0.9; seeds 0, 1; `best`: 2.00)." in both
+    # A row that nothing is written of yet.
+    assert "\n- `cifar10_resnet20_akamaster` w4a4: nothing.\n" in section
+    assert "\n- ResNet-20 w5a5: " in attempts_section([run(0, 1.5, row=2)])
     assert "a GPU" not in attempts_section(missing, on_gpu[2:])
     assert "a GPU" not in attempts_section(missing)
 
@@ -342,12 +389,15 @@ def test_times_under_other_loads_are_not_compared(load: Callable[[dict[str, Any]
     assert "| yes | 0.50 |" in rivals_section([*ours, theirs])
     assert "| yes |  |" in rivals_section([*ours, theirs, run(1, 2.0, "gdfq")])
     efforts = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
-    assert efforts_section(efforts).endswith("| 100% | 75% | 25% |")
-    assert efforts_section([*efforts[:2], load(efforts[2])]).endswith("|  | 75% |  |")
+    assert efforts_section(efforts).endswith("| 100% | 75% | 25% | 0 |")
+    assert efforts_section([*efforts[:2], load(efforts[2])]).endswith("|  | 75% |  | 0 |")
     # Of two seeds of `best` that of another load does not count in the time.
-    assert efforts_section([*efforts, load({**run(1, 1.0), "seconds": 10.0})]).endswith("| 100% | 75% | 25% |")
+    assert efforts_section([*efforts, load({**run(1, 1.0), "seconds": 10.0})]).endswith("| 100% | 75% | 25% | 0 |")
+    # The load of all efforts counts, also where two of them have more runs under another one.
     many = [*efforts, load({**run(1, 1.0), "seconds": 300.0}), load({**efforts[1], "seed": 1}), load(run(2, 1.0))]
-    assert efforts_section(many).endswith("| 100% | 75% | 33% |")
+    assert efforts_section(many).endswith("| 100% | 75% | 25% | 0 |")
+    # Where no load is that of all, `balanced` beside `best` counts, and `fast` has no time.
+    assert efforts_section([load(efforts[0]), *efforts[1:], load(run(1, 1.0))]).endswith("|  | 75% | 25% | 0 |")
 
 
 def test_the_tables_say_where_times_are_blank() -> None:
@@ -359,17 +409,21 @@ def test_the_tables_say_where_times_are_blank() -> None:
 def test_balanced_is_told_as_a_share_of_the_way_and_of_the_time() -> None:
     runs = [run(0, 5.0, effort="fast"), {**run(0, 2.0, effort="balanced"), "seconds": 150.0}, run(0, 1.0)]
 
-    assert efforts_section(runs).endswith("| 5.00 | 2.00 | 1.00 | 100% | 75% | 25% |")
+    assert efforts_section(runs).endswith("| 5.00 | 2.00 | 1.00 | 100% | 75% | 25% | 0 |")
+    # On the seeds that all have.
+    assert efforts_section([*runs, run(1, 9.0, effort="fast")]).endswith(
+        "| 5.00 | 2.00 | 1.00 | 100% | 75% | 25% | 0 |"
+    )
     assert "That is missed (rows that can tell: 1; of these reach it: 0)." in efforts_section(runs)
     # Without `fast` the time still tells, and without `balanced` nothing does.
-    assert efforts_section(runs[1:]).endswith("|  | 2.00 | 1.00 |  |  | 25% |")
+    assert efforts_section(runs[1:]).endswith("|  | 2.00 | 1.00 |  |  | 25% | 0 |")
     assert "That is missed" in efforts_section(runs[1:])
-    assert efforts_section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 | 100% |  |  |")
+    assert efforts_section([runs[0], runs[2]]).endswith("| 5.00 |  | 1.00 | 100% |  |  | 0 |")
     assert "was not measured" in efforts_section([runs[0], runs[2]])
     near = {**run(0, 1.5, effort="balanced"), "seconds": 100.0}
     assert "That is reached (rows that can tell: 1; of these reach it: 1)." in efforts_section([runs[0], near, runs[2]])
-    assert efforts_section([runs[0], elsewhere(near), runs[2]]).endswith("| 100% | 88% |  |")
+    assert efforts_section([runs[0], elsewhere(near), runs[2]]).endswith("| 100% | 88% |  | 0 |")
     # What `best` saves is not above the paired standard error of the images.
     alike = [run(0, 1.0 + runs[2]["drop_standard_error"] - 0.01, effort="fast"), *runs[1:]]
-    assert efforts_section(alike).endswith("| 2.00 | 1.00 | 100% |  | 25% |")
+    assert efforts_section(alike).endswith("| 2.00 | 1.00 | 100% |  | 25% | 0 |")
     assert efforts_section(runs[:1]) == "## Efforts\n\nNot measured."
