@@ -73,8 +73,8 @@ _ON_RESNET32 = """- ResNet-32 w4a4: half and twice the rounds; on three seeds, f
   temperature; rates of weights half and twice as high; features weighed by their depth; their weight
   falling in the finish; averaged weights; weights drawn to the middle of their cells as the finish goes on, so that
   none swings between two codes, which nearly doubled the drop; equalized channels; rounding in closed form before
-  training. Trained on the development images themselves, which measures the quantizer and the schedule alone, the same run still lost
-  about half of what it lost on synthetic images."""
+  training. Trained on the development images themselves, which measures the quantizer and the schedule alone, the same
+  run still lost about half of what it lost on synthetic images."""
 _ON_FIVE_BITS = """- ResNet-20 w5a5: arithmetic in float32 instead of bfloat16; on three seeds, four times the imprinted
   scenes, which are in the recipe for what they won on w2a4. The goal is below the paired standard error of the
   development images."""
