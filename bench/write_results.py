@@ -69,8 +69,8 @@ leaves them alone; none of these moved the drop or the agreement with the float 
 they made both worse."""
 # Not measured by this bench, hence without numbers.
 _ON_RESNET32 = """- ResNet-32 w4a4: half and twice the rounds; on three seeds, four times the imprinted scenes, which
-  are in the recipe for what they won on ResNet-20 w2a4; scenes between two classes; distillation at another
-  temperature; rates of weights half and twice as high; features weighed by their depth; their weight
+  are in the recipe for what they won on ResNet-20 w2a4; scenes between two classes; distillation at half and
+  at twice the temperature; rates of weights half and twice as high; features weighed by their depth; their weight
   falling in the finish; averaged weights; weights drawn to the middle of their cells as the finish goes on, so that
   none swings between two codes, which nearly doubled the drop; equalized channels; rounding in closed form before
   training. Trained on the development images themselves, which measures the quantizer and the schedule alone, the same
