@@ -18,7 +18,7 @@ import json
 import os
 import statistics
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -165,6 +165,11 @@ def drop_text(entry: dict[str, Any]) -> str:
     """ "0.87 ± 0.30", or "0.87" of one seed."""
     spread = "" if entry["drop_spread"] is None else f" ± {entry['drop_spread']:.2f}"
     return f"{entry['drop']:.2f}{spread}"
+
+
+def named_seeds(seeds: Sequence[int]) -> str:
+    """ "seed 0", or "seeds 0, 2"."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def is_of(entry: dict[str, Any], row: Row) -> bool:

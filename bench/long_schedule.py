@@ -53,7 +53,7 @@ def long_note(entries: list[dict[str, Any]], rows: Sequence[accuracy.Row], runs:
     found = [(row, accuracy.find(entries, row, LONG, "best")) for row in rows]
     told = [
         f"{accuracy.drop_text(entry)} on `{row.network}` {row.bits} (goal {row.largest_drop}; "
-        f"seed{'s' * (len(entry['seeds']) > 1)} {', '.join(map(str, entry['seeds']))}{_beside_best(row, entry, runs)})"
+        f"{accuracy.named_seeds(entry['seeds'])}{_beside_best(row, entry, runs)})"
         for row, entry in found
         if entry is not None
     ]

@@ -110,7 +110,7 @@ def _rivalry(of_method: dict[str, list[dict[str, Any]]], rivals: Sequence[str]) 
     noise = max(noise_of(all_seeds[CAUSAL]), noise_of(all_seeds[best]))
     beaten = beaten_text(theirs["drop"] - ours["drop"], noise)
     gap, gap_seeds = _gap(of_method)
-    others = "" if gap_seeds == ours["seeds"] else f" ({seeds_text(gap_seeds)})"
+    others = "" if gap_seeds == ours["seeds"] else f" ({accuracy.named_seeds(gap_seeds)})"
     cells = (
         f"| {accuracy.drop_text(ours)} | {best}, of {len(rivals)} | {accuracy.drop_text(theirs)} "
         f"| {ours['agreement']:.2f}, {theirs['agreement']:.2f} | {beaten} | {'' if time is None else f'{time:.2f}'} "
@@ -143,11 +143,6 @@ def beaten_text(saved: float, noise: float) -> str:
         return "no"
     answer = "yes" if saved > 0 else "no"
     return f"{answer}, within noise" if abs(saved) < noise else answer
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """ "seed 0", or "seeds 0, 2"."""
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _seeds(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -128,9 +128,9 @@ def _misses(entry: dict[str, Any] | None, row: accuracy.Row) -> bool:
 
 
 def _apart(row: accuracy.Row, ours: dict[str, Any], real: dict[str, Any]) -> str:
-    seeds = ("seed " if len(ours["seeds"]) == 1 else "seeds ") + ", ".join(map(str, ours["seeds"]))
     # Both answer for the same images, so their errors go together rather than against each other.
     error = math.hypot(ours["paired_error"], real["paired_error"])
+    seeds = accuracy.named_seeds(ours["seeds"])
     return f"{ours['drop'] - real['drop']:+.2f} on {row.bits} ({seeds}; error at most {error:.2f})"
 
 
